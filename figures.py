@@ -190,7 +190,7 @@ def fig5_teacher_student(diagonal):
         axes[2].plot(true, theory["lower"][0], color=color, lw=1)
     axes[2].plot(true, true, "k:", lw=1)
     axes[2].legend(loc="upper left")
-    axes[2].set_title(f"before the drop; line: $s^* - \\eta\\sigma^2/2$")
+    axes[2].set_title("before the drop; line: $s^* - \\eta\\sigma^2/2$")
     last = r["theory"][-1]
     for color, mark, k in zip(shades(len(steps)), MARKERS, range(len(steps)), strict=False):
         axes[3].fill_between(true, last["lower"][k], last["upper"][k], color=color, alpha=0.25 if k else 0, lw=0)
@@ -257,7 +257,7 @@ def run_experiments(names, folder, args):
         if wanted
     ]
     try:
-        if any([job.wait() for job in running]):
+        if max([job.wait() for job in running]):
             raise SystemExit(2)  # the script has said why
     finally:
         for job in running:

@@ -14,6 +14,7 @@ dropping the rate lets the survivors recover: test loss is lowest after a long n
 Every experiment is a function whose defaults are the paper's settings. Then `python figures.py`.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -26,6 +27,7 @@ from core import run_script
 progress = {"disable": None, "leave": False, "mininterval": 0.5}  # a bar on terminals only
 
 
+@functools.cache
 def teacher(seed: int = 0, dimension: int = 64, samples: int = 1024, rank: int = 8) -> dict[str, Tensor]:
     """The regression problem: y = X W + 0.5 N(0, 1) / sqrt(dimension), all float64.
 
@@ -36,17 +38,19 @@ def teacher(seed: int = 0, dimension: int = 64, samples: int = 1024, rank: int =
     """
     random = np.random.RandomState(seed)
 
+    def normal(*shape):
+        return torch.from_numpy(random.normal(size=shape))
+
     def orthogonal(n):  # uniform: QR of a Gaussian with the signs of R's diagonal
-        q, r = np.linalg.qr(random.normal(size=(n, n)))
-        return q * np.sign(np.diag(r))
+        q, r = torch.linalg.qr(normal(n, n))
+        return q * r.diagonal().sign()
 
     left, right = orthogonal(dimension), orthogonal(dimension)
-    w = (left[:, :rank] * np.linspace(0.5, 1, rank)) @ right[:rank]
+    w = left[:, :rank] * torch.linspace(0.5, 1, rank, dtype=torch.float64) @ right[:rank]
     x = orthogonal(samples)[:, :dimension] @ orthogonal(dimension)
-    y = x @ w + 0.5 * random.normal(size=(samples, dimension)) / math.sqrt(dimension)
-    left, values, right = np.linalg.svd(x.T @ y)
-    arrays = {"w": w, "x": x, "y": y, "left": left, "values": values, "right": right}
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    y = x @ w + 0.5 * normal(samples, dimension) / math.sqrt(dimension)
+    left, values, right = torch.linalg.svd(x.T @ y)
+    return {"w": w, "x": x, "y": y, "left": left, "values": values, "right": right}
 
 
 def losses(problem: dict[str, Tensor]):

@@ -3,7 +3,7 @@
   quartic   figure 1: the double well theta^4/4 - mu theta^2/2 with noise zeta theta dB. The origin, a
             maximum of the loss, attracts once zeta > sqrt(2 mu).                          about 3 s
   neuron    figure 2: one neuron w2 tanh(w1 x) with label noise. The origin, a saddle, attracts
-            above the theorem's noise level; rates against the linearised exponent.       about 25 s
+            above the theorem's noise level; rates against the linearised exponent.       about 12 s
   pair      figure 3: two GELU neurons merge under SGD with momentum and label noise; decay
             rates against the Lyapunov exponent of the linearised random map.              about 10 s
 
@@ -231,8 +231,8 @@ def neuron(
     replicas: int = 1000,
     euler_step: float = 0.01,
     steps: int = 100_000,
-    coarse_steps: int = 10,
-    checkpoints: tuple = (3030, 7070, 15150, 31310, 63640, 100_000),
+    coarse_steps: int = 20,
+    checkpoints: tuple = (3040, 7080, 15_160, 31_320, 63_640, 100_000),
     initial: float = 1e-3,
     threshold: float = 1e-2,
     rate_noises: int = 40,
@@ -334,7 +334,7 @@ def pair(
     learning_rates: tuple = (0.1, 0.2, 0.3, 0.4, 0.5),
     label_noises: tuple = (0.0, 0.1, 0.2, 0.4, 0.8),
     replicas: int = 8,
-    extra_replicas: int = 24,
+    extra_replicas: int = 56,
     steps: int = 10_001,
     points: int = 8,
     momentum: float = 0.9,
@@ -433,7 +433,7 @@ if __name__ == "__main__":
         {"quartic": quartic, "neuron": neuron, "pair": pair},
         quick={
             "quartic": {"trajectories": 500, "noise_levels": 25, "replicas": 300},
-            "neuron": {"replicas": 100, "steps": 15_150, "checkpoints": (3030, 7070, 15_150), "rate_replicas": 50},
+            "neuron": {"replicas": 100, "steps": 15_160, "checkpoints": (3040, 7080, 15_160), "rate_replicas": 50},
             "pair": {"steps": 3001, "extra_replicas": 8},
         },
     )

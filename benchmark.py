@@ -1,0 +1,212 @@
+"""How fast the house is, against the literal way and against the floor, as ratios measured side by side.
+
+  quartic, neuron, pair, diagonal   the whole experiment at the paper's settings; literal: a Python step
+            loop, one noise level or one run at a time, timed on a stretch and scaled to the whole job
+  metric    the independent-neuron count of all 15 layers of a VGG-16; literal: all pairs of neurons in
+            Python, timed on a stretch of the pairs
+
+  python benchmark.py                  all, about two minutes on one core
+  python benchmark.py metric --quick   one round
+
+Literal and ours alternate in one process on one thread, and time is processor time, so that a busy
+machine spoils neither. `floor` is the time to draw our normals (for the metric: its matrix products).
+"""
+
+import itertools
+import math
+import time
+
+import numpy as np
+import torch
+
+import core
+import teacher_student
+import toy_models
+
+# ======================================================================================
+# The literal ways: each does `steps` of the reference's loop and says how many the whole job has
+# ======================================================================================
+
+
+def literal_quartic(steps):
+    """NumPy, one noise level at a time: 1000 trajectories, every state kept as the reference does."""
+    zeta, mu, dt = 1.5, 1.5, 0.0025
+    theta = 2 * np.random.randn(1000)
+    states = np.empty((steps + 1, 1000))
+    for step in range(steps):
+        states[step] = theta
+        noise = np.random.randn(1000)
+        theta = theta - (theta**3 - mu * theta) * dt + zeta * theta * math.sqrt(dt) * noise
+    return 100 * 80_000
+
+
+def literal_neuron(steps):
+    """One noise level at a time: 1000 trajectories, 32 data points, 32 normals each, Euler-Maruyama."""
+    m, dt, eta = 32, 0.01, 2.0
+    x = torch.randn(m)
+    y = x + 0.1 * torch.randn(m)
+    w1, w2 = 1e-3 * torch.randn(2, 1000, 1)
+    for _ in range(steps):
+        t = torch.tanh(w1 * x)
+        d = w2 * (1 - t * t) * x
+        residual = w2 * t - y
+        kick = math.sqrt(eta * dt / m) * torch.randn(1000, m)
+        w1, w2 = (
+            w1 - dt * (residual * d).mean(1, keepdim=True) + (d * kick).sum(1, keepdim=True),
+            w2 - dt * (residual * t).mean(1, keepdim=True) + (t * kick).sum(1, keepdim=True),
+        )
+    return 50 * 100_000
+
+
+def literal_pair(steps):
+    """One run at a time: two linear layers, autograd, torch.optim.SGD, a fresh label noise per step."""
+    x, y = torch.randn(8, 1), torch.randn(8, 1)
+    first, second = torch.nn.Linear(1, 2, bias=False), torch.nn.Linear(2, 1, bias=False)
+    optimizer = torch.optim.SGD([*first.parameters(), *second.parameters()], lr=0.1, momentum=0.9)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        output = second(torch.nn.functional.gelu(first(x)))
+        loss = 0.5 * (output - y - 0.1 * torch.randn(8, 1)).square().mean()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            (first.weight[0] - first.weight[1]).square() + (second.weight[0, 0] - second.weight[0, 1]).square()
+    return (
+        2 * 640 * 10_001
+    )  # ours runs 10 conditions x 64 seeds, and as many merged networks (their tangent not counted)
+
+
+def literal_diagonal(steps):
+    """One seed and label noise at a time: u and v apart, losses by matrix products every 100 steps."""
+    problem = teacher_student.teacher()
+    x, y, w, left, right = (problem[name].float() for name in ("x", "y", "w", "left", "right"))
+    start = time.process_time()
+    target, u, v = problem["values"].float(), torch.ones(64), torch.ones(64)
+    for step in range(steps):
+        residual = u * v - target + 10 * torch.randn(64)
+        u, v = u - 3 / 1024 * residual * v, v - 3 / 1024 * residual * u
+        if step % 100 == 0:
+            student = left * (u * v) @ right
+            (x @ student - y).square().sum().item(), (student - w).square().mean().item()
+    return 5 * 256 * 60_001, time.process_time() - start
+
+
+def literal_metric(vectors, pairs):
+    """All pairs of neurons in Python, on the first `pairs` pairs of every layer."""
+    spent = 0.0
+    for rows in vectors:
+        n, done, taken, start = len(rows), 0, {}, time.process_time()
+        for i, j in itertools.islice(itertools.combinations(range(n), 2), pairs):
+            a, b = rows[i], rows[j]
+            distance = 2 * (a - b).square().sum() / (a.square().sum() + b.square().sum() + 1e-8)
+            if distance < 0.1 and j not in taken:
+                taken[j] = i
+            done += 1
+        spent += (time.process_time() - start) * n * (n - 1) / 2 / done
+    return spent
+
+
+# ======================================================================================
+# Side by side
+# ======================================================================================
+
+
+def compare(literal, ours, floor, rounds):
+    """Medians over alternating rounds: processor seconds of the whole job, literal, ours and floor, and the ratios.
+
+    A way returns None, to be timed, or the seconds itself.
+    """
+    rows = []
+    for _ in range(rounds):
+        row = []
+        for way in (literal, ours, floor):
+            start = time.process_time()
+            seconds = way()
+            row.append(time.process_time() - start if seconds is None else seconds)
+        rows.append([*row, row[0] / row[1], row[1] / row[2]])
+    middle, ratios = np.median(rows, 0), [row[3] for row in rows]
+    print(
+        f"literal {middle[0]:.4g} s, ours {middle[1]:.4g} s: {middle[3]:.0f} times faster "
+        f"({min(ratios):.0f} to {max(ratios):.0f}); {middle[4]:.1f} times the floor"
+    )
+    return {
+        "literal_seconds": middle[0],
+        "seconds": middle[1],
+        "floor_seconds": middle[2],
+        "speedup": middle[3],
+        "speedup_range": [min(ratios), max(ratios)],
+        "times_floor": middle[4],
+    }
+
+
+def stretch(literal, steps):
+    """Processor seconds of the whole literal job, from `steps` of it."""
+
+    def way():
+        start = time.process_time()
+        whole = literal(steps)
+        whole, spent = whole if isinstance(whole, tuple) else (whole, time.process_time() - start)
+        return spent * whole / steps
+
+    return way
+
+
+def normals(*draws):
+    """Draw normals: (number of times, shape)."""
+
+    def way():
+        for times, shape in draws:
+            buffer = torch.empty(shape)
+            for _ in range(times):
+                buffer.normal_()
+
+    return way
+
+
+def timed(experiment):
+    def way():
+        experiment()
+
+    return way
+
+
+def quartic(rounds: int = 3, steps: int = 3000, seed: int = 0, device="cpu") -> dict:
+    floor = normals((10_000, (3, 4000)), (800, (100, 1000)))
+    return compare(stretch(literal_quartic, steps), timed(toy_models.quartic), floor, rounds)
+
+
+def neuron(rounds: int = 2, steps: int = 500, seed: int = 0, device="cpu") -> dict:
+    floor = normals((5000, (2, 50, 1000)), (3500, (2, 40, 500)))
+    return compare(stretch(literal_neuron, steps), timed(toy_models.neuron), floor, rounds)
+
+
+def pair(rounds: int = 3, steps: int = 2000, seed: int = 0, device="cpu") -> dict:
+    floor = normals((10_001, (64, 2, 8)))
+    return compare(stretch(literal_pair, steps), timed(toy_models.pair), floor, rounds)
+
+
+def diagonal(rounds: int = 3, steps: int = 10_000, seed: int = 0, device="cpu") -> dict:
+    floor = normals((60_001, (256, 64)))
+    return compare(stretch(literal_diagonal, steps), timed(teacher_student.diagonal), floor, rounds)
+
+
+def metric(rounds: int = 5, pairs: int = 2000, seed: int = 0, device="cpu") -> dict:
+    torch.manual_seed(seed)
+    groups = core.neuron_groups(core.vgg16(), torch.zeros(1, 3, 32, 32))
+    vectors = [group.vectors() for group in groups]
+
+    def ours():
+        for layer in vectors:
+            core.independent_neurons(layer)
+
+    def floor():
+        for layer in vectors:
+            layer @ layer.T
+
+    ours()
+    return compare(lambda: literal_metric(vectors, pairs), ours, floor, rounds)
+
+
+if __name__ == "__main__":
+    experiments = {"quartic": quartic, "neuron": neuron, "pair": pair, "diagonal": diagonal, "metric": metric}
+    core.run_script(__doc__, experiments, {name: {"rounds": 1} for name in experiments}, prefix="benchmark_")
