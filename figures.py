@@ -72,7 +72,7 @@ def fig1_quartic(quartic):
             right.stairs(r["stationary"][k], edges, orientation="horizontal", color="C3", lw=1.3, label="theory")
             right.set_xlim(0, 1.15 * max(r["stationary"][k]))
         else:
-            right.text(0.95, 0.93, "no stationary\ndensity", transform=right.transAxes, ha="right", va="top", size=7)
+            left.text(0.95, 0.95, "no stationary density", transform=left.transAxes, ha="right", va="top", size=7.5)
         right.set(ylim=(-3, 3), xticks=[], xlabel="density")
         right.tick_params(labelleft=False)
         if k == 0:
@@ -83,9 +83,9 @@ def fig1_quartic(quartic):
         axes.plot(r["noises"], r["collapse_theory"][k], color=color, lw=1.2)
     threshold = np.sqrt(2 * s["mu"])
     axes.axvline(threshold, color="k", ls="--", lw=1)
-    axes.text(threshold - 0.03, 0.6, rf"$\sqrt{{2\mu}}$ = {threshold:.3f}", rotation=90, ha="right", va="center")
-    axes.set(xlabel=r"noise $\zeta$", ylabel=rf"P($|\theta|$ < {s['threshold']:g})", xlim=(1, 3))
-    axes.legend(title="steps (line: theory)", loc="lower right")
+    axes.text(threshold - 0.03, 0.3, rf"$\sqrt{{2\mu}}$ = {threshold:.3f}", rotation=90, ha="right", va="center")
+    axes.set(xlabel=r"noise $\zeta$", ylabel=rf"P($|\theta|$ < {s['threshold']:g})", xlim=(0.6, 3))
+    axes.legend(title="steps (line: theory)", loc="upper left")
     return figure
 
 
@@ -152,7 +152,7 @@ def fig3_pair(pair):
                 r["times"], median, color=color, lw=1.8, marker=mark, ms=4, markevery=list(marks), label=label
             )
         axes.set(xlabel="steps", ylim=(1e-31, 1e2), title=fixed)
-        axes.legend(title=f"{name} (thick: median)", loc="lower left", frameon=True)
+        axes.legend(title=f"{name}\n(thick: median)", loc="lower left" if axes is left else "lower right")
     left.set_ylabel(r"$(a_1 - a_2)^2 + (b_1 - b_2)^2$")
     rate, error, theory = (np.array(r[key], float) * 1000 / np.log(10) for key in ("rate", "rate_error", "rate_theory"))
     shown = claims.resolved_pairs(r)
@@ -183,7 +183,7 @@ def fig5_teacher_student(diagonal):
         panel.set(xlabel="steps", title=f"{name} loss (band: 2 s.e.)", xticks=np.linspace(0, s["steps"], 4))
     axes[0].set(ylim=(0.458, 0.512), ylabel=r"$|XW' - y|^2$ / 2nm var(y)")
     axes[1].set(ylim=(0, 4.5), ylabel=r"$|W' - W|^2 / |W|^2$")
-    axes[0].legend(title=r"label noise $\sigma$", loc="upper right", ncols=3)
+    axes[0].legend(title=r"label noise $\sigma$", loc="upper center", ncols=2)
     steps = r["snapshot_steps"]
     for color, mark, noise, mean, theory in zip(colors, MARKERS, noises, r["mean"], r["theory"], strict=False):
         axes[2].plot(true, mean[0], mark, color=color, ms=3.5, mfc="none", label=rf"$\sigma$ = {noise:g}")
