@@ -336,4 +336,7 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit("\nfigures.py: interrupted; results that were finished are whole") from None

@@ -1,7 +1,10 @@
-"""Neurons of any network: which parameters belong to which neuron, through norms and residual streams.
+"""Collapse metrics: how many neurons of a network are still independent, and which parameters are a neuron.
 
-`neuron_groups` is part of core's collapse metrics (import it from there); it follows a torch.fx
-trace of the network and needs nothing else of the house.
+    normalized_distances, independent_neurons, effective_rank    of any [neurons, features] matrix
+    neuron_groups, collapse_report                               of any torch.fx-traceable network
+
+The file needs torch alone and stands alone: copy it into your own project. In this house it is one
+of core's rooms; import it from there.
 """
 
 import itertools
@@ -10,6 +13,106 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+# ======================================================================================
+# Numbers of a matrix
+# ======================================================================================
+
+
+def _rows(vectors: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """`vectors` checked, in a range where squares neither overflow nor vanish, and the rows' norms."""
+    vectors = torch.as_tensor(vectors).detach()
+    if vectors.ndim != 2 or 0 in vectors.shape:
+        raise ValueError(f"{name} must be [neurons, features], not empty; got shape {tuple(vectors.shape)}")
+    vectors = vectors if vectors.is_floating_point() else vectors.double()
+    norms = torch.linalg.vector_norm(vectors, dim=1)
+    if not 1e-15 < norms.max() < 1e15:  # NaN, too
+        largest = vectors.abs().max()
+        if not torch.isfinite(largest):
+            raise ValueError(f"{name} holds NaN or infinite values: the network has diverged")
+        vectors = vectors / largest.clamp_min(torch.finfo(vectors.dtype).tiny)
+        norms = torch.linalg.vector_norm(vectors, dim=1)
+    return vectors, norms
+
+
+def _distances(vectors: Tensor, norms: Tensor) -> Tensor:
+    squares = norms.square()
+    scale = squares[:, None] + squares[None, :]
+    distances = (vectors @ vectors.T).mul_(-2).add_(scale).mul_(2).div_(scale.clamp_min_(torch.finfo(scale.dtype).tiny))
+    return distances.clamp_(0, 4).fill_diagonal_(0)
+
+
+def normalized_distances(vectors: Tensor) -> Tensor:
+    """[n, d] -> [n, n] of 2 |a - b|^2 / (|a|^2 + |b|^2): 0 equal, 2 orthogonal, 4 opposite.
+
+    0 where both rows vanish. To the precision of `vectors`: give float64 where distances below
+    1e-6 matter. The distance of the paper's figures 3 and 4. Raises ValueError for NaN, infinite
+    or empty input.
+    """
+    return _distances(*_rows(vectors, "vectors"))
+
+
+def _count(vectors: Tensor, vanishing: float, redundant: float, norms: Tensor | None) -> tuple[int, int]:
+    """Vanishing and independent neurons; see `independent_neurons`."""
+    vectors, own = _rows(vectors, "vectors")
+    norms = own if norms is None else torch.as_tensor(norms).detach()
+    if norms.shape != own.shape or not torch.isfinite(norms).all():
+        raise ValueError(f"norms must be {len(own)} finite numbers, one per neuron")
+    kept = (norms >= vanishing * norms.max()) & (norms > 0)
+    vanished = len(own) - int(kept.sum())
+    if vanished == len(own):
+        return vanished, 0
+    vectors, own = (vectors[kept], own[kept]) if vanished else (vectors, own)
+    distances = _distances(vectors, own)
+    near = (distances < redundant).triu_(1)
+    # Rounding could flip a pair at the threshold: those few are measured again, directly, in float64.
+    doubtful = ((distances - redundant).abs_() < 0.01).triu_(1).nonzero()
+    for pairs in doubtful.split(1024):
+        a, b = vectors[pairs.T].double()
+        direct = 2 * (a - b).square().sum(1) / (a.square().sum(1) + b.square().sum(1))
+        near[pairs[:, 0], pairs[:, 1]] = direct < redundant
+    follows = near.any(0)
+    leads = torch.zeros_like(follows)
+    leads[near[:, follows].int().argmax(0)] = True  # argmax: the first, so the smallest, neighbour
+    return vanished, int((leads | ~follows).sum())
+
+
+def independent_neurons(
+    vectors: Tensor, vanishing: float = 0.1, redundant: float = 0.1, norms: Tensor | None = None
+) -> int:
+    """Number of independent neurons among the rows of `vectors` [n, d], exactly as the paper counts.
+
+    Rows with a norm below `vanishing` times the largest (or zero) are dropped. A kept row follows
+    the first earlier kept row at normalised distance < `redundant`, if there is one. Counted are
+    rows that follow none and rows that some other row follows; so in a chain a - b - c with a and
+    c far apart, b counts although it follows a, and the count depends on the order (the reference
+    code's pair loop, notebooks FIG3_FIG4 and FIG6). `norms` [n] replaces the rows' norms in the
+    first step: the published figures used the incoming weights alone (erratum E1).
+
+    Raises ValueError for NaN, infinite or empty input; all-zero rows count as 0 neurons.
+    """
+    return _count(vectors, vanishing, redundant, norms)[1]
+
+
+def effective_rank(matrix: Tensor) -> float:
+    """exp of the entropy of the normalised singular values (Roy & Vetterli 2007); 0 for a zero matrix.
+
+    Between 1 and the rank. The reference code computes the entropy itself (erratum E13).
+    Raises ValueError for NaN, infinite or empty input.
+    """
+    matrix = _rows(matrix, "matrix")[0].double()
+    matrix = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    squares = torch.linalg.eigvalsh(matrix @ matrix.T)  # ten times faster than the singular values themselves
+    squares = squares[squares > len(squares) * torch.finfo(torch.float64).eps * squares[-1]]
+    if len(squares) == 0:
+        return 0.0
+    p = squares.sqrt() / squares.sqrt().sum()
+    return math.exp(-(p * p.log()).sum().item())
+
+
+# ======================================================================================
+# Neurons of a network
+# ======================================================================================
 
 
 class Slot(NamedTuple):
@@ -224,3 +327,40 @@ def _pair_layers(calls) -> list[NeuronGroup]:
             raise ValueError(f"the paper's pairing can't join {name} ({size} neurons) to {next_name}")
         groups.append(NeuronGroup(name, size, (Slot(name, module),), (), (Slot(next_name, following, block),)))
     return groups
+
+
+def collapse_report(
+    model: nn.Module | list[NeuronGroup],
+    example: Tensor | None = None,
+    vanishing: float = 0.1,
+    redundant: float = 0.1,
+    pairing: str = "graph",
+    incoming_mask: bool = False,
+) -> list[dict]:
+    """How far each group of neurons has collapsed: a row (dict) per group of `neuron_groups`.
+
+    `model` may also be the list of groups itself, so that a network that is measured often is
+    traced once; they see the network's parameters as they are at the time of the call.
+
+    `width` = `vanishing` + `redundant` + `independent` neurons; `fraction` = independent / width;
+    `effective_rank` of all the group's vectors. `incoming_mask` takes the vanishing norm over the
+    incoming weights alone, as the published figures did (E1).
+    """
+    rows = []
+    groups = model if isinstance(model, list) else neuron_groups(model, example, pairing)
+    for group in groups:
+        vectors = group.vectors()
+        norms = torch.linalg.vector_norm(group.incoming(), dim=1, dtype=torch.float64) if incoming_mask else None
+        vanished, independent = _count(vectors, vanishing, redundant, norms)
+        rows.append(
+            {
+                "name": group.name,
+                "width": group.size,
+                "vanishing": vanished,
+                "redundant": group.size - vanished - independent,
+                "independent": independent,
+                "fraction": independent / group.size,
+                "effective_rank": effective_rank(vectors),
+            }
+        )
+    return rows
