@@ -7,10 +7,12 @@ Collapse*, NeurIPS 2023): parameters where a neuron has vanished, or where two n
     models             vgg16, resnet18
     collapse metrics   normalized_distances, independent_neurons, effective_rank, neuron_groups,
                        collapse_report: in collapse.py, which stands alone; import them from here
-    scripts            run_script: arguments, results, environment
+    training           Run, train, sweep: in training.py
+    scripts            run_script, run_sweeps: arguments, results, environment
 """
 
 import argparse
+import dataclasses
 import datetime
 import inspect
 import json
@@ -35,6 +37,7 @@ from collapse import (  # noqa: F401  (the room of the collapse metrics)
     neuron_groups,
     normalized_distances,
 )
+from training import Run, learning_rate_at, sweep, train  # noqa: F401  (the training room)
 
 # ======================================================================================
 # data
@@ -42,12 +45,13 @@ from collapse import (  # noqa: F401  (the room of the collapse metrics)
 
 
 class Dataset(NamedTuple):
-    """Images uint8 [N, C, H, W] in 0..255, labels int64 [N] in 0..num_classes - 1."""
+    """Images uint8 [N, C, H, W] in 0..255, labels int64 [N] in 0..num_classes - 1, and where they are from."""
 
     train_images: Tensor
     train_labels: Tensor
     test_images: Tensor
     test_labels: Tensor
+    source: str = ""
 
     @property
     def num_classes(self) -> int:
@@ -71,7 +75,7 @@ def load_dataset(name: str, root: str | Path = "data") -> Dataset:
     `name`: cifar10, cifar100, usps, mnist, fashion_mnist (torchvision downloads these into `root`
     and verifies their checksums), synthetic (generated, see `synthetic_dataset`), or the stem of
     any npz file in `root` with `train_images` and `test_images` (uint8, N x H x W or N x H x W x C)
-    and `train_labels` and `test_labels` (integers from 0).
+    and `train_labels` and `test_labels` (integers from 0), and maybe a text `source` for the results.
 
     Raises ValueError for an unknown name or a bad file, OSError if the download fails.
     """
@@ -79,9 +83,9 @@ def load_dataset(name: str, root: str | Path = "data") -> Dataset:
     if name == "synthetic":
         return synthetic_dataset()
     if path.exists():
-        arrays = _read_npz(path)
+        arrays, source = _read_npz(path), path.name
     elif name in _DOWNLOADS:
-        arrays = _download(name, Path(root))
+        arrays, source = _download(name, Path(root)), "torchvision"
     else:
         known = ", ".join([*_DOWNLOADS, "synthetic"])
         raise ValueError(f"no data set {name!r}: use one of {known}, or put your own images into {path}")
@@ -90,7 +94,7 @@ def load_dataset(name: str, root: str | Path = "data") -> Dataset:
         pixels = torch.from_numpy(np.ascontiguousarray(arrays[f"{split}_images"]))
         pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
         images[split] = pixels, torch.from_numpy(arrays[f"{split}_labels"].astype(np.int64))
-    return Dataset(*images["train"], *images["test"])
+    return Dataset(*images["train"], *images["test"], str(arrays.get("source", source)))
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -98,7 +102,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = [key for key in keys if key not in file]
-            arrays = {key: file[key] for key in keys if key not in missing}
+            arrays = {key: file[key] for key in (*keys, "source") if key in file}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a readable npz of plain arrays ({error}); write it with numpy.savez") from None
     if missing:
@@ -140,7 +144,7 @@ def _download(name: str, root: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def synthetic_dataset(train: int = 4096, test: int = 1024, classes: int = 10, seed: int = 0) -> Dataset:
+def synthetic_dataset(training: int = 4096, test: int = 1024, classes: int = 10, seed: int = 0) -> Dataset:
     """Generated 3 x 32 x 32 images to try things on: a smooth pattern per class, shifted and noisy.
 
     Learnable but not trivially: each image is its class's pattern, cyclically shifted by up to 8
@@ -149,15 +153,15 @@ def synthetic_dataset(train: int = 4096, test: int = 1024, classes: int = 10, se
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(classes, 3, 6, 6, generator=generator)
     patterns = nn.functional.interpolate(coarse, size=32, mode="bicubic", align_corners=False)
-    labels = torch.arange(train + test) % classes
-    shifts = torch.randint(-8, 9, (train + test, 2), generator=generator)
+    labels = torch.arange(training + test) % classes
+    shifts = torch.randint(-8, 9, (training + test, 2), generator=generator)
     grid = torch.arange(32)
     rows = (grid - shifts[:, :1]) % 32
     columns = (grid - shifts[:, 1:]) % 32
     images = patterns[labels[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     images = 128 + 25 * images + 50 * torch.randn(images.shape, generator=generator)
     images = images.round().clamp(0, 255).to(torch.uint8).contiguous()
-    return Dataset(images[:train], labels[:train], images[train:], labels[train:])
+    return Dataset(images[:training], labels[:training], images[training:], labels[training:], "generated")
 
 
 # ======================================================================================
@@ -280,65 +284,185 @@ def pick_device(name: str) -> torch.device:
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there[name]:
         raise ValueError(f"--device {name}: torch sees no {'CUDA' if name == 'cuda' else 'Apple'} GPU here; use cpu")
+    if name == "cuda":  # ranks may share a GPU
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     return torch.device(name)
+
+
+def open_arguments(document: str, names: list[str]) -> argparse.ArgumentParser:
+    """A parser with what every script takes; `document` is the script's docstring."""
+    summary, _, details = document.partition("\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=f"of {', '.join(names)}; default: all")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random draws (default: 0)")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="where to compute")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder for the results (default: results)")
+    parser.add_argument("--quick", action="store_true", help="a small version of everything, into <out>/quick/")
+    return parser
+
+
+def close_arguments(parser: argparse.ArgumentParser, argv: list[str] | None, names: list[str]):
+    """(arguments, device, folder for the results), or one line and exit code 2 before any work is done."""
+    args = parser.parse_args(argv)
+    unknown = [name for name in args.experiments if name not in names]
+    if unknown:
+        parser.error(f"unknown experiment {', '.join(unknown)}: choose from {', '.join(names)}")
+    args.experiments = args.experiments or names
+    out = args.out / "quick" if args.quick else args.out
+    try:
+        device = pick_device(args.device)
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        parser.error(f"can't write to --out {out}: {error.strerror or error}")
+    except ValueError as error:
+        parser.error(str(error))
+    return args, device, out
+
+
+def save_result(path: Path, name: str, args, settings: dict, device, seconds: float, measured: dict) -> None:
+    """Write a result file: what was run, how, where, and what was measured."""
+    given = " ".join(word for word in sys.argv[1:] if word not in args.experiments)
+    result = {
+        "experiment": name,
+        "quick": args.quick,
+        "command": f"python {Path(sys.argv[0]).name} {name} {given}".strip(),
+        "settings": settings,
+        "environment": environment(device, seconds),
+    }
+    write_json(path, result | measured)
+    print(f"{name}: {seconds:.1f} s, {path}", flush=True)
 
 
 def run_script(document: str, experiments: dict, quick: dict, argv: list[str] | None = None, prefix: str = "") -> None:
     """Run the experiments named on the command line and save `<out>/<prefix><experiment>.json` after each.
 
-    `document` is the script's docstring, for --help. `experiments`: name -> function with keyword
-    settings, `seed` and `device` among them, whose defaults are the paper's; it returns the
-    measured arrays. `quick`: name -> the settings that --quick replaces. Bad input ends in one
-    line on stderr and exit code 2.
+    `experiments`: name -> function with keyword settings, `seed` and `device` among them, whose
+    defaults are the paper's; it returns the measured arrays. `quick`: name -> the settings that
+    --quick replaces. Bad input ends in one line on stderr and exit code 2.
     """
-    summary, _, details = document.partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    names = list(experiments)
-    parser.add_argument(
-        "experiments", nargs="*", metavar="EXPERIMENT", help=f"which: {', '.join(names)} (default: all)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of all random draws (default: 0)")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="where to compute")
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder for the results (default: results)")
-    parser.add_argument("--quick", action="store_true", help="a small version of everything, into <out>/quick/")
-    args = parser.parse_args(argv)
-    unknown = [name for name in args.experiments if name not in experiments]
-    if unknown:
-        parser.error(f"unknown experiment {', '.join(unknown)}: choose from {', '.join(names)}")
-    out = args.out / "quick" if args.quick else args.out
-    try:
-        device = pick_device(args.device)
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()  # find out now, not after the work
-    except OSError as error:
-        parser.error(f"can't write to --out {out}: {error.strerror or error}")
-    except ValueError as error:
-        parser.error(str(error))
+    parser = open_arguments(document, list(experiments))
+    args, device, out = close_arguments(parser, argv, list(experiments))
     if device.type == "mps":
         parser.error("--device mps: these experiments need float64, which Apple GPUs lack; use --device cpu")
     torch.set_num_threads(1)  # loops of small tensors: a second thread costs far more than it brings
     torch.set_flush_denormal(True)
-    for name in args.experiments or names:
+    for name in args.experiments:
         function = experiments[name]
-        settings = {key: p.default for key, p in inspect.signature(function).parameters.items()}
+        settings = {key: p.default for key, p in inspect.signature(function).parameters.items() if key != "device"}
         settings |= (quick[name] if args.quick else {}) | {"seed": args.seed}
         start = time.perf_counter()
         try:
-            measured = function(**settings | {"device": device})
-            seconds = time.perf_counter() - start
-            del settings["device"]
-            result = {
-                "experiment": name,
-                "quick": args.quick,
-                "command": f"python {Path(sys.argv[0]).name} {name} --seed {args.seed}" + " --quick" * args.quick,
-                "settings": settings,
-                "environment": environment(device, seconds),
-            }
-            write_json(out / f"{prefix}{name}.json", result | measured)
+            measured = function(**settings, device=device)
+            path = out / f"{prefix}{name}.json"
+            save_result(path, name, args, settings, device, time.perf_counter() - start, measured)
         except (ValueError, OSError) as error:
             parser.error(f"{name}: {error}")
         except KeyboardInterrupt:
             parser.exit(130, f"\n{parser.prog}: {name} interrupted, nothing of it saved; earlier results are whole\n")
-        print(f"{name}: {seconds:.1f} s, {out / (prefix + name)}.json", flush=True)
+
+
+SHORT = {"learning_rate": float, "label_noise": float, "batch_size": int}  # options that take several values
+OTHER = {"weight_decay": float, "momentum": float, "steps": int, "warmup_steps": int, "width": int, "eval_every": int}
+
+
+def plan_runs(paper: Run, plan: dict, given: dict, seeds: int | None, first_seed: int) -> list[Run]:
+    """The runs of an experiment: each value of the varied field times each seed; `given` fields win.
+
+    `plan`: {"varied": field of Run, "values": its values, "replicas": seeds, ... fields that differ
+    from `paper`}. Milestones scale with the number of steps. Raises ValueError for several values of a
+    field that is not varied, and for values no training can have.
+    """
+    fixed = {key: value for key, value in plan.items() if key in Run.__dataclass_fields__}
+    values, steps = plan["values"], fixed.get("steps", paper.steps)
+    for field, value in given.items():
+        if field == plan["varied"]:
+            values = value
+        elif isinstance(value, list) and len(value) > 1:
+            raise ValueError(f"--{field.replace('_', '-')} takes one value where {plan['varied']} is varied")
+        else:
+            fixed[field] = value[0] if isinstance(value, list) else value
+    milestones = tuple(m * fixed.get("steps", steps) // steps for m in fixed.get("milestones", ()))
+    base = dataclasses.replace(paper, **fixed | {"milestones": milestones})
+    replicas = range(first_seed, first_seed + (seeds or plan["replicas"]))
+    runs = [dataclasses.replace(base, **{plan["varied"]: value, "seed": seed}) for value in values for seed in replicas]
+    for run in runs:
+        positive = min(run.learning_rate, run.batch_size, run.steps, run.width, run.eval_every)
+        if positive <= 0 or run.width % 2 or not 0 <= run.label_noise <= 1 or min(run.weight_decay, run.momentum) < 0:
+            raise ValueError(f"impossible settings: {run.name}")
+    return runs
+
+
+def run_sweeps(document: str, paper: Run, experiments: dict, quick: dict, argv: list[str] | None = None) -> None:
+    """Train the networks of a deep experiment, over all torchrun ranks; save `<out>/<script>_<name>.json`.
+
+    `experiments`: name -> plan of `plan_runs`; with "branches" (fields), each run is also continued
+    from its weights at each milestone. `quick`: the fields that --quick replaces.
+    """
+    parser = open_arguments(document, list(experiments))
+    for field, kind in (SHORT | OTHER).items():
+        words = "one value, or several where it is varied" if field in SHORT else "in place of the paper's"
+        parser.add_argument(
+            f"--{field.replace('_', '-')}", type=kind, help=words, **({"nargs": "+"} if field in SHORT else {})
+        )
+    parser.add_argument("--seeds", type=int, help="number of replicates; --seed is the first")
+    parser.add_argument("--dataset", help=f"a data set of core.load_dataset (the paper: {paper.dataset})")
+    parser.add_argument("--data", default="data", help="folder of the data (default: data)")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="folder of checkpoints and logs (default: runs)"
+    )
+    parser.add_argument("--controls", action="store_true", help="lr: also no weight decay; and decay without the noise")
+    args, device, out = close_arguments(parser, argv, list(experiments))
+    script, is_first = Path(sys.argv[0]).stem, int(os.environ.get("RANK", 0)) == 0
+    folder = (args.runs / "quick" if args.quick else args.runs) / script
+    torch.set_float32_matmul_precision("high")  # TF32 where there is no bfloat16
+    torch.set_num_threads(1)  # a process per core (torchrun) beats threads, which spin while they wait
+    given = {f: getattr(args, f) for f in (*SHORT, *OTHER, "dataset") if getattr(args, f) is not None}
+    try:
+        plans = {}
+        for name in args.experiments:
+            plan = experiments[name] | (quick | {"replicas": 1} if args.quick else {})
+            if args.quick and "milestones" in plan:
+                plan["milestones"] = tuple(m * plan["steps"] // experiments[name]["steps"] for m in plan["milestones"])
+            plans[name] = plan, plan_runs(paper, plan, given, args.seeds, args.seed)
+        data = load_dataset(next(iter(plans.values()))[1][0].dataset, args.data)
+        for name, (plan, runs) in plans.items():
+            start = time.perf_counter()
+            main_count = len(runs)
+            if args.controls and name == "lr":
+                rates = [run.learning_rate for run in runs]
+                strong = paper.weight_decay * max(rates) / min(rates)
+                runs += [dataclasses.replace(run, weight_decay=0.0) for run in runs]
+                runs += [
+                    dataclasses.replace(r, weight_decay=strong)
+                    for r in runs[:main_count]
+                    if r.learning_rate == min(rates)
+                ]
+            records = sweep(runs, data, folder, device)
+            branches = []
+            if "branches" in plan:
+                fields = plan["branches"] | ({"steps": plan["steps"] // 2, "eval_every": 20} if args.quick else {})
+                starts = [(run, f"{run.name}/weights_{m}.pt") for run in runs for m in run.milestones]
+                branch_runs = [
+                    dataclasses.replace(run, **fields, start=start, milestones=())
+                    for run, start in starts
+                    if (folder / start).exists()
+                ]
+                branches = sweep(branch_runs, data, folder, device)
+            if is_first:
+                measured = {
+                    "varied": plan["varied"],
+                    "data_source": data.source,
+                    "runs": records[:main_count],
+                    "controls": records[main_count:],
+                    "branches": branches,
+                }
+                settings = dataclasses.asdict(runs[0])
+                result = f"{script.split('_')[0]}_{name}"
+                save_result(
+                    out / f"{result}.json", result, args, settings, device, time.perf_counter() - start, measured
+                )
+    except (ValueError, OSError) as error:
+        parser.error(str(error))

@@ -1,0 +1,385 @@
+"""The training room: SGD on images as in Stochastic Collapse, by one process or many, interrupted or not.
+
+Everything is a pure function of (settings, seed, step): the learning rate, the order of the
+examples, the augmentation, the label noise. So a run that is killed goes on to the same bits, and
+its result does not depend on how many processes shared it. Import it from core.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The settings of one training; the defaults are those of the paper's networks.
+
+    Mean cross-entropy; SGD with momentum and coupled weight decay on all parameters; the learning
+    rate rises linearly over `warmup_steps`, then stays. `label_noise` is the probability that an
+    example's label is replaced, anew each epoch, by a uniformly drawn other class. `batch_size` is
+    global. `start` names weights to begin from, relative to the runs' folder.
+    """
+
+    model: str = "vgg16"
+    dataset: str = "cifar10"
+    learning_rate: float = 0.1
+    label_noise: float = 0.0
+    batch_size: int = 256
+    steps: int = 100_000
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup_steps: int = 1000
+    width: int = 64
+    augment: bool = True
+    seed: int = 0
+    start: str = ""
+    eval_every: int = 5000
+    milestones: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Spelled from what differs from the defaults; learning rate and seed always."""
+        short = {"learning_rate": "lr", "label_noise": "noise", "batch_size": "batch", "weight_decay": "wd"}
+        parts = [self.model, self.dataset]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            shown = value != field.default or field.name in ("learning_rate", "seed")
+            if shown and field.name not in ("model", "dataset", "eval_every", "milestones"):
+                text = str(value).replace("/", "-").removesuffix(".pt")
+                parts.append(f"{short.get(field.name, field.name.removesuffix('_steps'))}={text}")
+        return "_".join(parts)
+
+
+def learning_rate_at(run: Run, step: int) -> float:
+    """The learning rate of step `step`, counted from 0."""
+    return run.learning_rate * min(1.0, (step + 1) / max(1, run.warmup_steps))
+
+
+# ======================================================================================
+# data on the device
+# ======================================================================================
+
+STATISTICS = {  # the paper's channel means and standard deviations
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+}
+
+
+class Images:
+    """A data set resident on the device as uint8, channels last, padded by 4: batches are one gather.
+
+    Grey images get three equal channels, images smaller than 32 x 32 a black frame.
+    """
+
+    def __init__(self, dataset, name: str, device: torch.device):
+        def framed(images, margin):
+            images = images.expand(-1, 3, -1, -1)
+            height, width = images.shape[2:]
+            if images.shape[1] != 3 or max(height, width) > 32:
+                raise ValueError(
+                    f"{name}: images must be grey or RGB and at most 32 x 32, not {tuple(images.shape[1:])}"
+                )
+            top, left = margin + (32 - height) // 2, margin + (32 - width) // 2
+            full = 32 + 2 * margin
+            images = F.pad(images, (left, full - width - left, top, full - height - top))
+            return images.permute(0, 2, 3, 1).contiguous().to(device)
+
+        self.train, self.test = framed(dataset.train_images, 4), framed(dataset.test_images, 0)
+        self.train_labels, self.test_labels = dataset.train_labels.to(device), dataset.test_labels.to(device)
+        self.classes = dataset.num_classes
+        if name in STATISTICS:
+            mean, std = (torch.tensor(values) * 255 for values in STATISTICS[name])
+        else:
+            inner = self.train[:, 4:36, 4:36].float().cpu()
+            mean, std = inner.mean((0, 1, 2)), inner.std((0, 1, 2)).clamp_min(1.0)
+        self.mean, self.std = mean.to(device), std.to(device)
+
+    def normalized(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, 32, 32, 3] -> float [B, 3, 32, 32], channels last in memory."""
+        return ((pixels - self.mean) / self.std).permute(0, 3, 1, 2)
+
+    def epoch(self, run: Run, epoch: int) -> tuple[Tensor, Tensor]:
+        """All that is random in an epoch: where each example's crop starts (and its direction), and its label.
+
+        [steps * batch, 2] of first pixel (flat index) and column step (1, or -1 for a flipped image),
+        and [steps * batch] labels, in the order of the examples.
+        """
+        generator = torch.Generator().manual_seed(run.seed * 1_000_003 + epoch)
+        count = len(self.train) // run.batch_size * run.batch_size
+        order = torch.randperm(len(self.train), generator=generator)[:count]
+        shift = torch.randint(9, (2, count), generator=generator) if run.augment else torch.full((2, count), 4)
+        flip = (torch.rand(count, generator=generator) < 0.5) & run.augment
+        wrong = torch.rand(count, generator=generator) < run.label_noise
+        other = torch.randint(1, self.classes, (count,), generator=generator)
+        device = self.train.device
+        direction = torch.where(flip, -1, 1)
+        first = order * 1600 + shift[0] * 40 + shift[1] + torch.where(flip, 31, 0)
+        labels = self.train_labels[order.to(device)]
+        labels = torch.where(wrong.to(device), (labels + other.to(device)) % self.classes, labels)
+        return torch.stack([first, direction], 1).to(device), labels
+
+    def batch(self, crops: Tensor) -> Tensor:
+        """uint8 [B, 32, 32, 3] for crops [B, 2] of `epoch`."""
+        grid = torch.arange(32, device=crops.device)
+        pixels = crops[:, :1, None] + 40 * grid[None, :, None] + crops[:, 1:, None] * grid[None, None, :]
+        return self.train.view(-1, 3).index_select(0, pixels.flatten()).view(-1, 32, 32, 3)
+
+
+# ======================================================================================
+# teams of processes
+# ======================================================================================
+
+
+@dataclasses.dataclass(frozen=True)
+class Team:
+    """The processes that share a run: this one is number `rank` of `size`, team number `index` of `teams`."""
+
+    index: int = 0
+    teams: int = 1
+    rank: int = 0
+    size: int = 1
+    group: object = None
+
+
+def form_team(runs: int, device: torch.device) -> Team:
+    """R ranks and M runs make min(R, M) teams of neighbouring ranks; one process is a team of its own."""
+    ranks, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    if ranks == 1:
+        return Team()
+    if not dist.is_initialized():
+        local, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+        backend = "nccl" if device.type == "cuda" and local <= gpus and dist.is_nccl_available() else "gloo"
+        dist.init_process_group(backend, timeout=datetime.timedelta(days=7))  # teams wait for the slowest
+    teams = min(ranks, runs)
+    members = [[r for r in range(ranks) if r * teams // ranks == team] for team in range(teams)]
+    groups = [dist.new_group(ranks_of_team) for ranks_of_team in members]  # everyone must make every group
+    index = rank * teams // ranks
+    return Team(index, teams, members[index].index(rank), len(members[index]), groups[index])
+
+
+# ======================================================================================
+# one run
+# ======================================================================================
+
+
+def autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    """bfloat16 where the device multiplies it fast (A100 and later, CPUs with AMX); float32 weights stay."""
+    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else False
+    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+        fast = torch.cpu.get_capabilities().get("amx_bf16", False)
+    return torch.autocast(device.type, torch.bfloat16) if fast else contextlib.nullcontext()
+
+
+def save_atomically(path: Path, state: dict) -> None:
+    """torch.save that leaves the old file or the new one, whatever happens."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(part, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        part.unlink(missing_ok=True)
+        raise OSError(f"can't write {path} ({str(error).splitlines()[0]}); the previous state is untouched") from None
+
+
+def load_state(path: Path, device: torch.device) -> dict:
+    """A file of tensors and plain types; nothing in it is executed. Raises ValueError if it can't be read."""
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is not there") from None
+    except Exception as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} can't be read ({why}); delete it to start that run again") from None
+
+
+def evaluate(model: nn.Module, data: Images, team: Team, batch: int = 1000) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy on the test images, shared among the team."""
+    model.eval()
+    sums = torch.zeros(2, dtype=torch.float64, device=data.test.device)
+    with torch.no_grad(), autocast(data.test.device):
+        for start in range(team.rank * batch, len(data.test), team.size * batch):
+            output = model(data.normalized(data.test[start : start + batch])).float()
+            labels = data.test_labels[start : start + batch]
+            sums[0] += F.cross_entropy(output, labels, reduction="sum")
+            sums[1] += (output.argmax(1) == labels).sum()
+    if team.size > 1:
+        dist.all_reduce(sums, group=team.group)
+    model.train()
+    loss, accuracy = (sums / len(data.test)).tolist()
+    return loss, accuracy
+
+
+def train(run: Run, data: Images, folder: Path, device: torch.device, team: Team = Team(), show: bool = True) -> dict:
+    """Train one network, or go on with it, in `folder`; returns {"log": [...], "diverged_at": step or None}.
+
+    Writes settings.json, log.jsonl (a line per evaluation: step, losses, accuracy, collapse of every
+    group), checkpoint.pt, and weights_<step>.pt at each milestone and at the end. A finished run is
+    read, not run. Loss NaN or infinite ends the run as diverged at that step. SIGTERM and Ctrl-C
+    save and exit. Raises ValueError for settings that differ or impossible ones, OSError if it
+    can't write.
+    """
+    import core
+
+    if run.batch_size > len(data.train):
+        raise ValueError(f"batch size {run.batch_size} is larger than the {len(data.train)} training images")
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = json.loads(json.dumps(dataclasses.asdict(run)))
+    settings_file, log_file, checkpoint_file = (folder / f for f in ("settings.json", "log.jsonl", "checkpoint.pt"))
+    if settings_file.exists():
+        old = json.loads(settings_file.read_text())
+        changed = [key for key in settings.keys() | old.keys() if settings.get(key) != old.get(key)]
+        if changed:
+            raise ValueError(f"{folder} was run with another {', '.join(sorted(changed))}; move it away or change back")
+    elif team.rank == 0:
+        core.write_json(settings_file, settings)
+
+    torch.manual_seed(run.seed)
+    plain = getattr(core, run.model)(data.classes, run.width).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        plain.parameters(), lr=run.learning_rate, momentum=run.momentum, weight_decay=run.weight_decay
+    )
+    # Carried along: sum of losses since the last evaluation, and the first step with a bad loss
+    step, loss_sum, bad_step = 0, torch.zeros((), device=device), torch.tensor(run.steps, device=device)
+    log, diverged_at = [], None
+    if checkpoint_file.exists():
+        state = load_state(checkpoint_file, device)
+        plain.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, loss_sum, bad_step, diverged_at = (
+            state["step"],
+            state["loss_sum"],
+            state["bad_step"],
+            state["diverged_at"],
+        )
+        log = state["log"]
+    elif run.start:
+        plain.load_state_dict(load_state(folder.parent / run.start, device))
+    if team.rank == 0:
+        for part in folder.glob(".*.pt.*"):
+            part.unlink()  # of a checkpoint that was killed while it was written
+        # The log is the checkpoint's: lines written after it will be written again
+        log_file.write_text("".join(json.dumps(line) + "\n" for line in log))
+    if step == run.steps or diverged_at is not None:
+        return {"log": log, "diverged_at": diverged_at}
+
+    model = DistributedDataParallel(plain, process_group=team.group) if team.size > 1 else plain
+    groups = core.neuron_groups(plain, data.normalized(data.test[:1]))
+    paper_groups = core.neuron_groups(plain, data.normalized(data.test[:1]), pairing="paper")
+    per_epoch, share = len(data.train) // run.batch_size, run.batch_size // team.size
+
+    def checkpoint():
+        if team.rank == 0:
+            state = {"step": step, "model": plain.state_dict(), "optimizer": optimizer.state_dict(), "log": log}
+            save_atomically(
+                checkpoint_file, state | {"loss_sum": loss_sum, "bad_step": bad_step, "diverged_at": diverged_at}
+            )
+
+    stop = []
+    main_thread = threading.current_thread() is threading.main_thread()
+    handlers = {
+        s: signal.signal(s, lambda number, frame: stop.append(number))
+        for s in ((signal.SIGTERM, signal.SIGINT) if main_thread else ())
+    }
+    bar = tqdm(total=run.steps, initial=step, desc=run.name, unit="step", disable=None if show else True, mininterval=1)
+    epoch, since, stops = -1, log[-1]["step"] if log else 0, {*run.milestones, run.steps}
+    try:
+        while step < run.steps:
+            if step // per_epoch != epoch:
+                epoch = step // per_epoch
+                crops, labels = data.epoch(run, epoch)
+            start = step % per_epoch * run.batch_size + team.rank * share
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate_at(run, step)
+            with autocast(device):
+                output = model(data.normalized(data.batch(crops[start : start + share])))
+            loss = F.cross_entropy(output.float(), labels[start : start + share])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            loss_sum += loss.detach()
+            bad_step = torch.where(loss.detach().isfinite(), bad_step, bad_step.clamp_max(step))
+            step += 1
+            bar.update()
+            if step % run.eval_every == 0 or step in stops:
+                if team.size > 1:
+                    dist.all_reduce(loss_sum, group=team.group)
+                    dist.all_reduce(bad_step, dist.ReduceOp.MIN, group=team.group)
+                if bad_step < run.steps:
+                    diverged_at = int(bad_step)
+                    checkpoint()
+                    break
+                test_loss, accuracy = evaluate(plain, data, team)
+                mean_loss = loss_sum.item() / team.size / (step - since)
+                line = {"step": step, "train_loss": mean_loss, "test_loss": test_loss, "test_accuracy": accuracy}
+                if team.rank == 0:
+                    line["groups"] = collapse_columns(core.collapse_report(groups))
+                    line["paper"] = collapse_columns(core.collapse_report(paper_groups, incoming_mask=True))
+                    log.append(line)
+                    with open(log_file, "a") as file:
+                        file.write(json.dumps(line) + "\n")
+                loss_sum, since = torch.zeros_like(loss_sum), step
+                if team.rank == 0 and step in stops:
+                    save_atomically(folder / f"weights_{step}.pt", plain.state_dict())
+                checkpoint()
+                bar.set_postfix(loss=f"{mean_loss:.3f}", accuracy=f"{accuracy:.3f}")
+            if stop:
+                checkpoint()
+                where = (
+                    f"{run.name} stopped at step {step} of {run.steps} and saved; the same command goes on from there"
+                )
+                raise SystemExit(f"\n{where}" if team.rank == 0 else 1)
+    except torch.OutOfMemoryError:
+        raise ValueError(f"{run.name}: out of GPU memory; lower --batch-size or --width, or use more GPUs") from None
+    finally:
+        bar.close()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return {"log": log, "diverged_at": diverged_at}
+
+
+def collapse_columns(report: list[dict]) -> dict[str, list]:
+    """The report by columns, as logs keep it."""
+    keys = ("name", "width", "vanishing", "independent", "effective_rank")
+    return {key: [row[key] for row in report] for key in keys}
+
+
+def sweep(runs: list[Run], dataset, folder: str | Path, device: torch.device) -> list[dict] | None:
+    """Train all runs, shared among the torchrun ranks; safe to run again. `dataset`: of `core.load_dataset`.
+
+    Returns a dict per run, {"run": settings, "log": [...], "diverged_at": ...}, on rank 0; None on
+    the other ranks. Batches that a team can't divide are refused before anything starts.
+    """
+    team = form_team(len(runs), device)
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    for run in runs:
+        for size in {ranks // team.teams, -(-ranks // team.teams)}:
+            if run.batch_size % size:
+                raise ValueError(f"batch size {run.batch_size} is not divisible by a team of {size} processes")
+    data = Images(dataset, runs[0].dataset, device)
+    records = {}
+    for k in range(team.index, len(runs), team.teams):
+        record = train(runs[k], data, Path(folder) / runs[k].name, device, team, show=team.index == team.rank == 0)
+        if team.rank == 0:
+            records[k] = {"run": dataclasses.asdict(runs[k]), "name": runs[k].name, **record}
+    if ranks > 1:
+        gathered = [None] * ranks
+        dist.all_gather_object(gathered, records)
+        records = {k: record for part in gathered for k, record in part.items()}
+        if dist.get_rank() != 0:
+            return None
+    return [records[k] for k in range(len(runs))]

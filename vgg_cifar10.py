@@ -1,0 +1,47 @@
+"""VGG-16 on CIFAR-10: more noise, fewer independent neurons (Stochastic Collapse, figures 3, 4 and 6).
+
+  lr      learning rates 0.01 to 0.1, 100,000 steps, 4 seeds (figures 3 and 4)
+  noise   label noise 0 to 0.8 at learning rate 0.01, 1,000,000 steps, 4 seeds (figure 4)
+  batch   batch sizes 32 to 512 at learning rate 0.02, 100,000 steps, 4 seeds (supplement)
+  drop    learning rate 0.1 dropped to 0.01 after 10,000, 20,000, 40,000 steps, 8 seeds (figure 6)
+
+  torchrun --nproc_per_node=8 vgg_cifar10.py lr        eight GPUs; runs are shared among them
+  python vgg_cifar10.py drop --seeds 1                 one process, one seed
+  python vgg_cifar10.py lr --width 8 --batch-size 128 --steps 20000 --seeds 2     a laptop: hours
+  python vgg_cifar10.py --quick                        all four paths on generated images, a minute
+
+Interrupted or killed, the same command goes on where it was. Expect fewer independent neurons in
+the deep layers with more learning rate, label noise, and time before the drop; the results go to
+results/vgg_*.json, and `python figures.py` draws them.
+"""
+
+from core import Run, run_sweeps
+
+PAPER = Run(model="vgg16", dataset="cifar10")
+
+EXPERIMENTS = {
+    "lr": {"varied": "learning_rate", "values": (0.01, 0.02, 0.05, 0.1), "replicas": 4},
+    "noise": {
+        "varied": "label_noise",
+        "values": (0.0, 0.2, 0.4, 0.6, 0.8),
+        "replicas": 4,
+        "learning_rate": 0.01,
+        "steps": 1_000_000,
+        "eval_every": 50_000,
+    },
+    "batch": {"varied": "batch_size", "values": (32, 64, 128, 256, 512), "replicas": 4, "learning_rate": 0.02},
+    "drop": {
+        "varied": "learning_rate",
+        "values": (0.1,),
+        "replicas": 8,
+        "steps": 40_000,
+        "eval_every": 1000,
+        "milestones": (10_000, 20_000, 40_000),
+        "branches": {"learning_rate": 0.01, "steps": 5000, "warmup_steps": 0, "eval_every": 200},
+    },
+}
+
+QUICK = {"dataset": "synthetic", "width": 4, "steps": 80, "batch_size": 64, "warmup_steps": 10, "eval_every": 40}
+
+if __name__ == "__main__":
+    run_sweeps(__doc__, PAPER, EXPERIMENTS, QUICK)
