@@ -295,6 +295,7 @@ def open_arguments(document: str, names: list[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")  # one line, no usage
     parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=f"of {', '.join(names)}; default: all")
     parser.add_argument("--seed", type=int, default=0, help="seed of all random draws (default: 0)")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="where to compute")
@@ -407,6 +408,7 @@ def run_sweeps(document: str, paper: Run, experiments: dict, quick: dict, argv: 
         parser.add_argument(
             f"--{field.replace('_', '-')}", type=kind, help=words, **({"nargs": "+"} if field in SHORT else {})
         )
+    parser.add_argument("--precision", choices=["auto", "float32"], help="auto: bfloat16 where the device has it")
     parser.add_argument("--seeds", type=int, help="number of replicates; --seed is the first")
     parser.add_argument("--dataset", help=f"a data set of core.load_dataset (the paper: {paper.dataset})")
     parser.add_argument("--data", default="data", help="folder of the data (default: data)")
@@ -419,7 +421,7 @@ def run_sweeps(document: str, paper: Run, experiments: dict, quick: dict, argv: 
     folder = (args.runs / "quick" if args.quick else args.runs) / script
     torch.set_float32_matmul_precision("high")  # TF32 where there is no bfloat16
     torch.set_num_threads(1)  # a process per core (torchrun) beats threads, which spin while they wait
-    given = {f: getattr(args, f) for f in (*SHORT, *OTHER, "dataset") if getattr(args, f) is not None}
+    given = {f: getattr(args, f) for f in (*SHORT, *OTHER, "dataset", "precision") if getattr(args, f) is not None}
     try:
         plans = {}
         for name in args.experiments:

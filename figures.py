@@ -23,6 +23,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 import claims
+import figures_deep
 
 plt.rcParams.update(
     {
@@ -235,7 +236,7 @@ FIGURES = {  # name -> (experiments it is drawn from, function)
     "fig3_pair": (("pair",), fig3_pair),
     "fig5_teacher_student": (("diagonal",), fig5_teacher_student),
     "fig5_minibatch": (("minibatch",), fig5_minibatch),
-}
+} | figures_deep.FIGURES
 
 # ======================================================================================
 # From results to figures
@@ -264,6 +265,15 @@ def run_experiments(names, folder, args):
             job.terminate()
 
 
+def command_of(name):
+    """The command that makes a result."""
+    for script, known in SCRIPTS.items():
+        if name in known:
+            return f"`python {script} {name}`"
+    script = {"vgg": "vgg_cifar10.py", "resnet": "resnet_cifar100.py"}[name.split("_")[0]]
+    return f"`torchrun --nproc_per_node=8 {script} {name.split('_')[1]}`"
+
+
 def load_result(path, quick):
     """One result file, or one line that says what is wrong with it; None if there is none."""
     if not path.exists():
@@ -284,6 +294,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")  # one line, no usage
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"figures, of {', '.join(FIGURES)} (default: all)")
     parser.add_argument("--format", nargs="+", choices=["png", "pdf"], default=["png"], help="file formats")
     parser.add_argument("--fresh", action="store_true", help="run the CPU experiments again first")
@@ -314,8 +325,10 @@ def main(argv=None):
     results = {name: load_result(results_folder / f"{name}.json", args.quick) for name in needed}
     for figure in chosen:
         needs, draw = FIGURES[figure]
-        if any(results[name] is None for name in needs):
-            print(f"{figure}: no {', '.join(name for name in needs if results[name] is None)} yet")
+        absent = [name for name in needs if results[name] is None]
+        if absent:
+            print(f"{figure}: no result yet of {', '.join(command_of(name) for name in absent)}")
+        if len(absent) == len(needs) or (absent and figure not in figures_deep.FIGURES):
             continue
         try:
             drawn = draw(*(results[name] for name in needs))

@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import threading
+import zlib
 from pathlib import Path
 
 import torch
@@ -29,7 +30,8 @@ class Run:
     Mean cross-entropy; SGD with momentum and coupled weight decay on all parameters; the learning
     rate rises linearly over `warmup_steps`, then stays. `label_noise` is the probability that an
     example's label is replaced, anew each epoch, by a uniformly drawn other class. `batch_size` is
-    global. `start` names weights to begin from, relative to the runs' folder.
+    global. `precision`: auto (bfloat16 where the device has it) or float32. `start` names weights to
+    begin from, relative to the runs' folder.
     """
 
     model: str = "vgg16"
@@ -43,6 +45,7 @@ class Run:
     warmup_steps: int = 1000
     width: int = 64
     augment: bool = True
+    precision: str = "auto"
     seed: int = 0
     start: str = ""
     eval_every: int = 5000
@@ -53,11 +56,13 @@ class Run:
         """Spelled from what differs from the defaults; learning rate and seed always."""
         short = {"learning_rate": "lr", "label_noise": "noise", "batch_size": "batch", "weight_decay": "wd"}
         parts = [self.model, self.dataset]
-        for field in dataclasses.fields(self):
+        for field in dataclasses.fields(self)[2:]:
             value = getattr(self, field.name)
-            shown = value != field.default or field.name in ("learning_rate", "seed")
-            if shown and field.name not in ("model", "dataset", "eval_every", "milestones"):
-                text = str(value).replace("/", "-").removesuffix(".pt")
+            if value != field.default or field.name in ("learning_rate", "seed"):
+                text = "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
+                if field.name == "start":  # settings.json has it in full
+                    parent, _, weights = text.rpartition("/")
+                    text = f"{zlib.crc32(parent.encode()):08x}-{weights.removesuffix('.pt')}"
                 parts.append(f"{short.get(field.name, field.name.removesuffix('_steps'))}={text}")
         return "_".join(parts)
 
@@ -174,8 +179,10 @@ def form_team(runs: int, device: torch.device) -> Team:
 # ======================================================================================
 
 
-def autocast(device: torch.device) -> contextlib.AbstractContextManager:
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
     """bfloat16 where the device multiplies it fast (A100 and later, CPUs with AMX); float32 weights stay."""
+    if precision == "float32":
+        return contextlib.nullcontext()
     fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else False
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
         fast = torch.cpu.get_capabilities().get("amx_bf16", False)
@@ -207,11 +214,11 @@ def load_state(path: Path, device: torch.device) -> dict:
         raise ValueError(f"{path} can't be read ({why}); delete it to start that run again") from None
 
 
-def evaluate(model: nn.Module, data: Images, team: Team, batch: int = 1000) -> tuple[float, float]:
+def evaluate(model: nn.Module, data: Images, team: Team, precision: str, batch: int = 1000) -> tuple[float, float]:
     """Mean cross-entropy and accuracy on the test images, shared among the team."""
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=data.test.device)
-    with torch.no_grad(), autocast(data.test.device):
+    with torch.no_grad(), autocast(data.test.device, precision):
         for start in range(team.rank * batch, len(data.test), team.size * batch):
             output = model(data.normalized(data.test[start : start + batch])).float()
             labels = data.test_labels[start : start + batch]
@@ -305,7 +312,7 @@ def train(run: Run, data: Images, folder: Path, device: torch.device, team: Team
             start = step % per_epoch * run.batch_size + team.rank * share
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(run, step)
-            with autocast(device):
+            with autocast(device, run.precision):
                 output = model(data.normalized(data.batch(crops[start : start + share])))
             loss = F.cross_entropy(output.float(), labels[start : start + share])
             optimizer.zero_grad(set_to_none=True)
@@ -323,7 +330,7 @@ def train(run: Run, data: Images, folder: Path, device: torch.device, team: Team
                     diverged_at = int(bad_step)
                     checkpoint()
                     break
-                test_loss, accuracy = evaluate(plain, data, team)
+                test_loss, accuracy = evaluate(plain, data, team, run.precision)
                 mean_loss = loss_sum.item() / team.size / (step - since)
                 line = {"step": step, "train_loss": mean_loss, "test_loss": test_loss, "test_accuracy": accuracy}
                 if team.rank == 0:

@@ -1,0 +1,104 @@
+"""Figures of the deep networks (Stochastic Collapse, figures 4 and 6), drawn from results/vgg_*.json, resnet_*.json."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+MARKERS = "osD^vP"
+LABELS = {"learning_rate": "learning rate", "label_noise": "label noise", "batch_size": "batch size"}
+
+
+def at_the_end(runs, varied, counted="groups"):
+    """{value of the varied field: [seeds, groups] fraction of independent neurons} of runs that did not diverge."""
+    fractions = {}
+    for record in runs:
+        if record["log"] and record["diverged_at"] is None:
+            columns = record["log"][-1][counted]
+            fraction = np.divide(columns["independent"], columns["width"])
+            fractions.setdefault(record["run"][varied], []).append(fraction)
+    return {value: np.array(rows) for value, rows in sorted(fractions.items())}
+
+
+def shades(n):
+    return plt.get_cmap("viridis")(np.linspace(0.0, 0.85, max(n, 1)))
+
+
+def draw_layers(axes, fractions, title, legend):
+    for k, (color, (value, rows)) in enumerate(zip(shades(len(fractions)), fractions.items(), strict=True)):
+        mean, spread = rows.mean(0), rows.std(0)
+        layers = np.arange(1, len(mean) + 1)
+        axes.plot(layers, mean, color=color, marker=MARKERS[k % 6], ms=4, label=f"{value:g}")
+        axes.fill_between(layers, mean - spread, mean + spread, color=color, alpha=0.25, lw=0)
+    seeds = min((len(rows) for rows in fractions.values()), default=0)
+    axes.set(title=f"{title} ({seeds} seed{'s' * (seeds != 1)})", xlabel="layer", ylim=(-0.03, 1.05))
+    axes.legend(title=legend)
+
+
+def fig4_independent(*results):
+    """Fraction of independent neurons per layer, for every sweep there is; the ResNet counted both ways."""
+    panels = []
+    for result in results:
+        if result is not None:
+            name = result["experiment"].split("_")[0]
+            counts = (
+                (("groups", "true groups"), ("paper", "paper's pairing")) if name == "resnet" else (("groups", ""),)
+            )
+            panels += [(result, counted, words) for counted, words in counts]
+    figure, axes = plt.subplots(1, len(panels), figsize=(1 + 4 * len(panels), 3.6), squeeze=False)
+    for panel, (result, counted, words) in zip(axes[0], panels, strict=True):
+        run = result["runs"][0]["run"]
+        title = f"{run['model']}, {run['dataset']}, width {run['width']}, {run['steps']:,} steps"
+        title += f"\n{words}" if words else ""
+        draw_layers(panel, at_the_end(result["runs"], result["varied"], counted), title, LABELS[result["varied"]])
+    axes[0][0].set_ylabel("fraction of independent neurons")
+    return figure
+
+
+def curve(records, key):
+    """Mean and standard deviation over seeds of a logged number, at the steps they share."""
+    steps = [line["step"] for line in records[0]["log"]]
+    rows = np.array([[line[key] for line in record["log"]][: len(steps)] for record in records], float)
+    return steps, rows.mean(0), rows.std(0)
+
+
+def fig6_drop(*results):
+    """Loss and accuracy before and after dropping the learning rate at several times; collapse at each."""
+    results = [result for result in results if result is not None]
+    figure, axes = plt.subplots(len(results), 3, figsize=(12, 3.5 * len(results)), squeeze=False)
+    for row, result in zip(axes, results, strict=True):
+        whole = [record for record in result["runs"] if record["diverged_at"] is None]
+        drops = {}
+        for branch in result["branches"]:
+            step = int(branch["run"]["start"].split("_")[-1].removesuffix(".pt"))
+            drops.setdefault(step, []).append(branch)
+        for panel, key in zip(row, ("train_loss", "test_accuracy"), strict=False):
+            steps, mean, spread = curve(whole, key)
+            panel.plot(steps, mean, color="0.5", lw=1, label="no drop")
+            panel.fill_between(steps, mean - spread, mean + spread, color="0.5", alpha=0.25, lw=0)
+            for k, (color, step) in enumerate(zip(shades(len(drops)), sorted(drops), strict=True)):
+                after, mean, spread = curve(drops[step], key)
+                after = np.add(step, after)
+                panel.plot(after, mean, color=color, marker=MARKERS[k], markevery=0.2, ms=4, label=f"{step:,}")
+                panel.fill_between(after, mean - spread, mean + spread, color=color, alpha=0.25, lw=0)
+            panel.set(xlabel="steps", ylabel=key.replace("_", " "))
+        run = whole[0]["run"]
+        row[0].set_title(
+            f"{run['model']}, {run['dataset']}, width {run['width']} ({len(whole)} seed{'s' * (len(whole) != 1)})"
+        )
+        row[1].legend(title="drop at step")
+        fractions = {}
+        for record in whole:
+            for line in record["log"]:
+                if line["step"] in drops:
+                    columns = line["groups"]
+                    fractions.setdefault(line["step"], []).append(np.divide(columns["independent"], columns["width"]))
+        draw_layers(
+            row[2], {s: np.array(f) for s, f in sorted(fractions.items())}, "independent neurons", "drop at step"
+        )
+    return figure
+
+
+SWEEPS = tuple(f"{net}_{name}" for net in ("vgg", "resnet") for name in ("lr", "noise", "batch"))
+FIGURES = {  # drawn from those of their results that are there
+    "fig4_independent": (SWEEPS, fig4_independent),
+    "fig6_drop": (("vgg_drop", "resnet_drop"), fig6_drop),
+}
