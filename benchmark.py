@@ -2,6 +2,8 @@
 
   quartic, neuron, pair, diagonal   the whole experiment at the paper's settings; literal: a Python step
             loop, one noise level or one run at a time, timed on a stretch and scaled to the whole job
+  training  VGG-16, 128 images a step, narrow on a CPU, on generated images; literal: torchvision's transforms in
+            a DataLoader, eager, one synchronisation per step; floor: the network's own step on a fixed batch
   metric    the independent-neuron count of all 15 layers of a VGG-16; literal: all pairs of neurons in
             Python, timed on a stretch of the pairs
 
@@ -22,6 +24,7 @@ import torch
 import core
 import teacher_student
 import toy_models
+from training import Images, Team, autocast, evaluate
 
 # ======================================================================================
 # The literal ways: each does `steps` of the reference's loop and says how many the whole job has
@@ -207,6 +210,103 @@ def metric(rounds: int = 5, pairs: int = 2000, seed: int = 0, device="cpu") -> d
     return compare(lambda: literal_metric(vectors, pairs), ours, floor, rounds)
 
 
+def training(
+    rounds: int = 3, steps: int = 40, width: int = 8, batch_size: int = 128, seed: int = 0, device="cpu"
+) -> dict:
+    """`data_share`: part of a step spent on order, crops, flips and labels; `evaluation_steps`: cost of one evaluation
+    with its collapse report, in steps; `images_per_second` in the time of `seconds`, which is for `steps` steps.
+    """
+    from torchvision import transforms
+
+    device = torch.device(device)
+    dataset = core.load_dataset("synthetic")
+    run = core.Run(dataset="synthetic", width=width, batch_size=batch_size, steps=10**6, seed=seed)
+    data = Images(dataset, "synthetic", device)
+    torch.manual_seed(seed)
+    model = core.vgg16(10, width).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+
+    def step(x, y):
+        with autocast(device, "auto"):
+            output = model(x)
+        loss = torch.nn.functional.cross_entropy(output.float(), y)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    def clock():
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() if device.type == "cuda" else time.process_time()
+
+    def per_job(way):
+        def measured():
+            start = clock()
+            way()
+            return clock() - start
+
+        return measured
+
+    def batches():
+        for k in range(steps):
+            if k * batch_size % len(data.train) == 0:
+                crops, labels = data.epoch(run, k)
+            rows = slice(k * batch_size % len(data.train), k * batch_size % len(data.train) + batch_size)
+            yield data.normalized(data.batch(crops[rows])), labels[rows]
+
+    pipeline = transforms.Compose(
+        [
+            transforms.ToPILImage(),
+            transforms.RandomCrop(32, padding=4),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize((0.5,) * 3, (0.25,) * 3),
+        ]
+    )
+
+    class Plain(torch.utils.data.Dataset):
+        def __len__(self):
+            return batch_size * steps
+
+        def __getitem__(self, k):
+            return pipeline(dataset.train_images[k % 4096]), int(dataset.train_labels[k % 4096])
+
+    def literal():
+        for x, y in torch.utils.data.DataLoader(Plain(), batch_size):
+            step(x.to(device), y.to(device)).item()
+
+    def ours():
+        for x, y in batches():
+            step(x, y)
+
+    fixed = next(batches())
+
+    def floor():
+        for _ in range(steps):
+            step(*fixed)
+
+    floor()
+    result = compare(per_job(literal), per_job(ours), per_job(floor), rounds)
+    groups = core.neuron_groups(model, fixed[0][:1])
+    evaluation = per_job(lambda: (evaluate(model, data, Team(), "auto"), core.collapse_report(groups)))
+    share = np.median([per_job(lambda: [None for _ in batches()])() for _ in range(rounds)]) / result["seconds"]
+    result |= {"data_share": share, "images_per_second": batch_size * steps / result["seconds"]}
+    result |= {"evaluation_steps": evaluation() / result["seconds"] * steps}
+    print(
+        f"{result['images_per_second']:.0f} images/s; data {share:.1%} of a step; an evaluation of "
+        f"{len(data.test)} images with its report costs {result['evaluation_steps']:.0f} steps"
+    )
+    return result
+
+
 if __name__ == "__main__":
-    experiments = {"quartic": quartic, "neuron": neuron, "pair": pair, "diagonal": diagonal, "metric": metric}
+    experiments = {
+        "quartic": quartic,
+        "neuron": neuron,
+        "pair": pair,
+        "diagonal": diagonal,
+        "training": training,
+        "metric": metric,
+    }
     core.run_script(__doc__, experiments, {name: {"rounds": 1} for name in experiments}, prefix="benchmark_")
