@@ -9,6 +9,10 @@ import inspect
 
 import numpy as np
 
+import claims_chaos
+import claims_deep
+from claims_deep import numbers
+
 # ======================================================================================
 # Stochastic Collapse
 # ======================================================================================
@@ -218,117 +222,22 @@ def minibatch_size(minibatch):
     return "rising", numbers(last, 2), f"std {std.max():.2f}", holds
 
 
-def deep_fraction(result):
-    """[values, seeds] fraction of independent neurons in the deeper half of the layers, at the end."""
-    values = {}
-    for record in result["runs"]:
-        if record["log"] and record["diverged_at"] is None:
-            columns = record["log"][-1]["groups"]
-            half = len(columns["width"]) // 2
-            fraction = sum(columns["independent"][half:]) / sum(columns["width"][half:])
-            values.setdefault(record["run"][result["varied"]], []).append(fraction)
-    return [np.array(values[value]) for value in sorted(values)]
-
-
-def fewer_with_more(result):
-    """Does the deep fraction fall from the least to the most noise, by over 2 s.e. of the seeds?"""
-    rows = deep_fraction(result)
-    text = numbers([row.mean() for row in rows], 3)
-    seeds = min(len(row) for row in rows)
-    if seeds < 2 or len(rows) < 2:
-        return "falling", text, f"{seeds} seed", "not resolved"
-    error = np.hypot(*(row.std(ddof=1) / np.sqrt(len(row)) for row in (rows[0], rows[-1])))
-    fall = rows[0].mean() - rows[-1].mean()
-    return "falling", text, f"{error:.3f}", "not resolved" if abs(fall) < 2 * error else fall > 0
-
-
-def vgg_learning_rate(vgg_lr):
-    """VGG-16: more learning rate, fewer independent neurons in the deep layers.
-
-    Fraction in the deeper half of the layers falls from the lowest to the highest rate, by over 2 s.e. of the seeds.
-    """
-    return fewer_with_more(vgg_lr)
-
-
-def vgg_label_noise(vgg_noise):
-    """VGG-16: more label noise, fewer independent neurons.
-
-    Fraction in the deeper half of the layers falls from no noise to the most, by over 2 s.e. of the seeds.
-    """
-    return fewer_with_more(vgg_noise)
-
-
-def resnet_learning_rate(resnet_lr):
-    """ResNet-18: more learning rate, fewer independent neurons in the deep layers.
-
-    Fraction in the deeper half of the groups falls from the lowest to the highest rate, by over 2 s.e. of the seeds.
-    """
-    return fewer_with_more(resnet_lr)
-
-
-def resnet_label_noise(resnet_noise):
-    """ResNet-18: more label noise, fewer independent neurons.
-
-    Fraction in the deeper half of the groups falls from no noise to the most, by over 2 s.e. of the seeds.
-    """
-    return fewer_with_more(resnet_noise)
-
-
-def later_is_better(result):
-    """After later drops: fewer independent neurons at the drop, higher accuracy at the end, by over 2 s.e.?"""
-    accuracy, fraction = {}, {}
-    for branch in result["branches"]:
-        if branch["log"]:
-            step = int(branch["run"]["start"].split("_")[-1].removesuffix(".pt"))
-            accuracy.setdefault(step, []).append(branch["log"][-1]["test_accuracy"])
-            columns = branch["log"][0]["groups"]
-            fraction.setdefault(step, []).append(sum(columns["independent"]) / sum(columns["width"]))
-    steps = sorted(accuracy)
-    text = f"{numbers([np.mean(fraction[s]) for s in steps], 3)}; {numbers([np.mean(accuracy[s]) for s in steps], 3)}"
-    seeds = min((len(accuracy[s]) for s in steps), default=0)
-    if seeds < 2:
-        return "falling; rising", text, f"{seeds} seed", "not resolved"
-    gains = [np.array(x[steps[-1]]) - x[steps[0]] for x in (accuracy, fraction)]  # seed by seed
-    errors = [gain.std(ddof=1) / np.sqrt(seeds) for gain in gains]
-    resolved = all(abs(gain.mean()) > 2 * error for gain, error in zip(gains, errors, strict=True))
-    holds = gains[0].mean() > 0 > gains[1].mean()
-    return "falling; rising", text, numbers(errors[::-1], 3), bool(holds) if resolved else "not resolved"
-
-
-def vgg_later_drop(vgg_drop):
-    """VGG-16: the later the learning rate drops, the fewer independent neurons and the higher the final accuracy.
-
-    From the earliest to the latest drop, both by over 2 s.e. of the seeds.
-    """
-    return later_is_better(vgg_drop)
-
-
-def resnet_later_drop(resnet_drop):
-    """ResNet-18: the later the learning rate drops, the fewer independent neurons and the higher the final accuracy.
-
-    From the earliest to the latest drop, both by over 2 s.e. of the seeds.
-    """
-    return later_is_better(resnet_drop)
-
-
-PAPERS = {"fig": "Stochastic Collapse"}  # by the first letters of the figure's name
-CLAIMS = {
-    "fig1_quartic": (quartic_density, quartic_collapse, quartic_threshold, quartic_published),
-    "fig2_neuron": (neuron_threshold, neuron_sharpening, neuron_rate),
-    "fig3_pair": (pair_rate, pair_noise, pair_published),
-    "fig5_teacher_student": (student_shift, student_threshold, student_band, student_test, student_published),
-    "fig5_minibatch": (minibatch_size,),
-    "fig4_independent": (vgg_learning_rate, vgg_label_noise, resnet_learning_rate, resnet_label_noise),
-    "fig6_drop": (vgg_later_drop, resnet_later_drop),
-}
+PAPERS = {"fig": "Stochastic Collapse", "chaos": "Chaotic Dynamics"}  # by the first letters of the figure's name
+CLAIMS = (
+    {
+        "fig1_quartic": (quartic_density, quartic_collapse, quartic_threshold, quartic_published),
+        "fig2_neuron": (neuron_threshold, neuron_sharpening, neuron_rate),
+        "fig3_pair": (pair_rate, pair_noise, pair_published),
+        "fig5_teacher_student": (student_shift, student_threshold, student_band, student_test, student_published),
+        "fig5_minibatch": (minibatch_size,),
+    }
+    | claims_deep.CLAIMS
+    | claims_chaos.CLAIMS
+)
 
 # ======================================================================================
 # The table
 # ======================================================================================
-
-
-def numbers(values, digits):
-    return ", ".join(f"{value:.{digits}f}" for value in values)
 
 
 def judge(results, figures):

@@ -337,23 +337,35 @@ def save_result(path: Path, name: str, args, settings: dict, device, seconds: fl
     print(f"{name}: {seconds:.1f} s, {path}", flush=True)
 
 
-def run_script(document: str, experiments: dict, quick: dict, argv: list[str] | None = None, prefix: str = "") -> None:
+def run_script(
+    document: str,
+    experiments: dict,
+    quick: dict,
+    argv: list[str] | None = None,
+    prefix: str = "",
+    options: dict | None = None,
+) -> None:
     """Run the experiments named on the command line and save `<out>/<prefix><experiment>.json` after each.
 
     `experiments`: name -> function with keyword settings, `seed` and `device` among them, whose
     defaults are the paper's; it returns the measured arrays. `quick`: name -> the settings that
-    --quick replaces. Bad input ends in one line on stderr and exit code 2.
+    --quick replaces. `options`: setting -> arguments of `add_argument`, for settings that the command
+    line may change too. Bad input ends in one line on stderr and exit code 2.
     """
     parser = open_arguments(document, list(experiments))
+    for option, arguments in (options or {}).items():
+        parser.add_argument(f"--{option.replace('_', '-')}", **arguments)
     args, device, out = close_arguments(parser, argv, list(experiments))
     if device.type == "mps":
         parser.error("--device mps: these experiments need float64, which Apple GPUs lack; use --device cpu")
+    given = {option: getattr(args, option) for option in options or {} if getattr(args, option) is not None}
     torch.set_num_threads(1)  # loops of small tensors: a second thread costs far more than it brings
     torch.set_flush_denormal(True)
     for name in args.experiments:
         function = experiments[name]
         settings = {key: p.default for key, p in inspect.signature(function).parameters.items() if key != "device"}
         settings |= (quick[name] if args.quick else {}) | {"seed": args.seed}
+        settings |= {key: value for key, value in given.items() if key in settings}
         start = time.perf_counter()
         try:
             measured = function(**settings, device=device)

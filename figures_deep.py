@@ -3,7 +3,8 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-MARKERS = "osD^vP"
+from figures_theory import MARKERS, shades
+
 LABELS = {"learning_rate": "learning rate", "label_noise": "label noise", "batch_size": "batch size"}
 
 
@@ -16,10 +17,6 @@ def at_the_end(runs, varied, counted="groups"):
             fraction = np.divide(columns["independent"], columns["width"])
             fractions.setdefault(record["run"][varied], []).append(fraction)
     return {value: np.array(rows) for value, rows in sorted(fractions.items())}
-
-
-def shades(n):
-    return plt.get_cmap("viridis")(np.linspace(0.0, 0.85, max(n, 1)))
 
 
 def draw_layers(axes, fractions, title, legend):

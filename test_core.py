@@ -1417,7 +1417,7 @@ def test_the_readmes_commands_run_in_quick_form(tmp_path):
     ran = run_command("figures.py", "--quick", *folders)
     assert ran.returncode == 0, ran.stderr
     drawn = {path.stem for path in (tmp_path / "figures" / "quick").glob("*.png")}
-    assert drawn == set(figures.FIGURES) - {"fig4_independent", "fig6_drop"}
+    assert drawn == {name for name in figures.FIGURES if name.startswith(("fig1", "fig2", "fig3", "fig5"))}
     assert "torchrun --nproc_per_node=8 vgg_cifar10.py noise" in ran.stdout  # says what is missing
     assert "quick" in (tmp_path / "figures" / "quick" / "claims.md").read_text()
     assert not list((tmp_path / "results").glob("*.json")) and not list((tmp_path / "figures").glob("*.png"))
