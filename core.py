@@ -433,6 +433,7 @@ def run_sweeps(document: str, paper: Run, experiments: dict, quick: dict, argv: 
     folder = (args.runs / "quick" if args.quick else args.runs) / script
     torch.set_float32_matmul_precision("high")  # TF32 where there is no bfloat16
     torch.set_num_threads(1)  # a process per core (torchrun) beats threads, which spin while they wait
+    torch.set_flush_denormal(True)  # what weight decay leaves of collapsed weights is slow to multiply
     given = {f: getattr(args, f) for f in (*SHORT, *OTHER, "dataset", "precision") if getattr(args, f) is not None}
     try:
         plans = {}

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import math
 import os
 import signal
 import threading
@@ -240,7 +241,7 @@ def train(run: Run, data: Images, folder: Path, device: torch.device, team: Team
     save and exit. Raises ValueError for settings that differ or impossible ones, OSError if it
     can't write.
     """
-    import core
+    import core  # core opens this room: it is there by now
 
     if run.batch_size > len(data.train):
         raise ValueError(f"batch size {run.batch_size} is larger than the {len(data.train)} training images")
@@ -267,13 +268,8 @@ def train(run: Run, data: Images, folder: Path, device: torch.device, team: Team
         state = load_state(checkpoint_file, device)
         plain.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        step, loss_sum, bad_step, diverged_at = (
-            state["step"],
-            state["loss_sum"],
-            state["bad_step"],
-            state["diverged_at"],
-        )
-        log = state["log"]
+        step, log, diverged_at = state["step"], state["log"], state["diverged_at"]
+        loss_sum, bad_step = state["loss_sum"], state["bad_step"]
     elif run.start:
         plain.load_state_dict(load_state(folder.parent / run.start, device))
     if team.rank == 0:
@@ -326,11 +322,11 @@ def train(run: Run, data: Images, folder: Path, device: torch.device, team: Team
                 if team.size > 1:
                     dist.all_reduce(loss_sum, group=team.group)
                     dist.all_reduce(bad_step, dist.ReduceOp.MIN, group=team.group)
-                if bad_step < run.steps:
-                    diverged_at = int(bad_step)
+                test_loss, accuracy = evaluate(plain, data, team, run.precision)
+                if bad_step < run.steps or not math.isfinite(test_loss):
+                    diverged_at = min(int(bad_step), step)
                     checkpoint()
                     break
-                test_loss, accuracy = evaluate(plain, data, team, run.precision)
                 mean_loss = loss_sum.item() / team.size / (step - since)
                 line = {"step": step, "train_loss": mean_loss, "test_loss": test_loss, "test_accuracy": accuracy}
                 if team.rank == 0:
@@ -350,7 +346,7 @@ def train(run: Run, data: Images, folder: Path, device: torch.device, team: Team
                     f"{run.name} stopped at step {step} of {run.steps} and saved; the same command goes on from there"
                 )
                 raise SystemExit(f"\n{where}" if team.rank == 0 else 1)
-    except torch.OutOfMemoryError:
+    except torch.cuda.OutOfMemoryError:
         raise ValueError(f"{run.name}: out of GPU memory; lower --batch-size or --width, or use more GPUs") from None
     finally:
         bar.close()
