@@ -373,5 +373,6 @@ if __name__ == "__main__":
         "diagonal": diagonal,
         "training": training,
         "metric": metric,
+        "cgd": cgd,
     }
     core.run_script(__doc__, experiments, {name: {"rounds": 1} for name in experiments}, prefix="benchmark_")

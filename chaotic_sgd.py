@@ -4,7 +4,7 @@ Herrmann, Granz & Landgraf, *Chaotic Dynamics are Intrinsic to Neural Network Tr
 A direction with Hessian eigenvalue w of the step's mini-batch is locally chaotic if |1 - lr w| > 1: w < 0 or > 2 / lr.
 CGD leaves these out of the step. Spectra are exact. Cost on one core, and training accuracy to expect (5 seeds):
 
-  pruning      Figures 1, 2: SGD .85, CGD chaotic or neg .25, pos @POS@             32 minutes, 16 shared with delay
+  pruning      Figures 1, 2: SGD .85, CGD chaotic or neg .25, pos .81              32 minutes, 16 shared with delay
   delay        Figure 2: CGD from step 10,000 .76, 5,000 .49, 2,000 .38, 0 .25       50 minutes
   divergence   Figure 3: copies 0.1 apart end 0.005 (most convergent) to 1.0 apart   14 minutes, 13 shared with subspace
   subspace     global Lyapunov exponents, up to 1.6e-4 a step; chaotic subspace      13 minutes

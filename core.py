@@ -325,11 +325,12 @@ def close_arguments(parser: argparse.ArgumentParser, argv: list[str] | None, nam
 
 def save_result(path: Path, name: str, args, settings: dict, device, seconds: float, measured: dict) -> None:
     """Write a result file: what was run, how, where, and what was measured."""
-    given = " ".join(word for word in sys.argv[1:] if word not in args.experiments)
+    ranks = os.environ.get("WORLD_SIZE")
+    start = f"torchrun --nproc_per_node={ranks}" if ranks else "python"
     result = {
         "experiment": name,
         "quick": args.quick,
-        "command": f"python {Path(sys.argv[0]).name} {name} {given}".strip(),
+        "command": " ".join([start, Path(sys.argv[0]).name, *sys.argv[1:]]),
         "settings": settings,
         "environment": environment(device, seconds),
     }

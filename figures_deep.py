@@ -8,13 +8,13 @@ from figures_theory import MARKERS, shades
 LABELS = {"learning_rate": "learning rate", "label_noise": "label noise", "batch_size": "batch size"}
 
 
-def at_the_end(runs, varied, counted="groups"):
-    """{value of the varied field: [seeds, groups] fraction of independent neurons} of runs that did not diverge."""
+def at_the_end(runs, varied, counted="groups", key="independent"):
+    """{value of the varied field: [seeds, groups] of `key` / width} of the runs that did not diverge."""
     fractions = {}
     for record in runs:
         if record["log"] and record["diverged_at"] is None:
             columns = record["log"][-1][counted]
-            fraction = np.divide(columns["independent"], columns["width"])
+            fraction = np.divide(columns[key], columns["width"])
             fractions.setdefault(record["run"][varied], []).append(fraction)
     return {value: np.array(rows) for value, rows in sorted(fractions.items())}
 
@@ -31,7 +31,7 @@ def draw_layers(axes, fractions, title, legend):
 
 
 def fig4_independent(*results):
-    """Fraction of independent neurons per layer, for every sweep there is; the ResNet counted both ways."""
+    """Independent neurons and effective rank per layer, for every sweep there is; the ResNet counted both ways."""
     panels = []
     for result in results:
         if result is not None:
@@ -40,13 +40,16 @@ def fig4_independent(*results):
                 (("groups", "true groups"), ("paper", "paper's pairing")) if name == "resnet" else (("groups", ""),)
             )
             panels += [(result, counted, words) for counted, words in counts]
-    figure, axes = plt.subplots(1, len(panels), figsize=(1 + 4 * len(panels), 3.6), squeeze=False)
-    for panel, (result, counted, words) in zip(axes[0], panels, strict=True):
-        run = result["runs"][0]["run"]
+    figure, axes = plt.subplots(2, len(panels), figsize=(1 + 5 * len(panels), 6.4), squeeze=False)
+    for (above, below), (result, counted, words) in zip(axes.T, panels, strict=True):
+        run, varied = result["runs"][0]["run"], result["varied"]
         title = f"{run['model']}, {run['dataset']}, width {run['width']}, {run['steps']:,} steps"
         title += f"\n{words}" if words else ""
-        draw_layers(panel, at_the_end(result["runs"], result["varied"], counted), title, LABELS[result["varied"]])
+        draw_layers(above, at_the_end(result["runs"], varied, counted), title, LABELS[varied])
+        draw_layers(below, at_the_end(result["runs"], varied, counted, "effective_rank"), "", LABELS[varied])
+        below.set_title("")
     axes[0][0].set_ylabel("fraction of independent neurons")
+    axes[1][0].set_ylabel("effective rank / width")
     return figure
 
 

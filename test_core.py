@@ -1370,7 +1370,7 @@ def deep_result(fractions, varied="learning_rate"):
     runs = []
     for value, fraction in enumerate(fractions):
         for seed in range(3):
-            columns = {"width": [100, 100], "independent": [100, 100 * fraction + seed]}
+            columns = {"width": [100, 100], "independent": [100, 100 * fraction + seed], "effective_rank": [90, 80]}
             log = [{"step": 5, "groups": columns, "paper": columns, "train_loss": 1.0, "test_accuracy": 0.5}]
             run = {varied: value, "model": "vgg16", "dataset": "synthetic", "width": 4, "steps": 5}
             runs.append({"run": run, "log": log, "diverged_at": None})
