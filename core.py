@@ -378,6 +378,25 @@ def run_script(
             parser.exit(130, f"\n{parser.prog}: {name} interrupted, nothing of it saved; earlier results are whole\n")
 
 
+PAPER_SWEEPS = {  # what the paper's two networks have in common, as plans of `plan_runs`
+    "lr": {"varied": "learning_rate", "values": (0.01, 0.02, 0.05, 0.1), "replicas": 4},
+    "noise": {
+        "varied": "label_noise",
+        "values": (0.0, 0.2, 0.4, 0.6, 0.8),
+        "replicas": 4,
+        "steps": 1_000_000,
+        "eval_every": 50_000,
+    },
+    "batch": {"varied": "batch_size", "values": (32, 64, 128, 256, 512), "replicas": 4, "learning_rate": 0.02},
+    "drop": {
+        "varied": "learning_rate",
+        "values": (0.1,),
+        "replicas": 8,
+        "steps": 40_000,
+        "eval_every": 1000,
+        "milestones": (10_000, 20_000, 40_000),
+    },
+}
 SHORT = {"learning_rate": float, "label_noise": float, "batch_size": int}  # options that take several values
 OTHER = {"weight_decay": float, "momentum": float, "steps": int, "warmup_steps": int, "width": int, "eval_every": int}
 

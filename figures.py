@@ -1,8 +1,8 @@
 """Draw every figure from results/*.json and judge the papers' claims.
 
-  python figures.py                    draw all there is; run missing CPU experiments first
+  python figures.py                    draw all there is; run missing theory experiments first
   python figures.py fig1_quartic       only this figure
-  python figures.py --fresh            run all CPU experiments again first (about 2 minutes on 2 cores)
+  python figures.py --fresh            run the theory experiments again first (about 90 seconds on 2 cores)
   python figures.py --quick            everything small, into results/quick and figures/quick (half a minute)
 
 Needs numpy and matplotlib only, and reads nothing but the results. Writes figures/*.png (and

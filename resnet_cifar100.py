@@ -14,39 +14,18 @@ included, and by the paper's pairing of each convolution with the next one. With
 per run, batch-norm statistics are each process's own. Interrupted, the same command goes on.
 """
 
-from core import Run, run_sweeps
+from core import PAPER_SWEEPS, Run, run_sweeps
 
 PAPER = Run(model="resnet18", dataset="cifar100")
 
-EXPERIMENTS = {
-    "lr": {"varied": "learning_rate", "values": (0.01, 0.02, 0.05, 0.1), "replicas": 4},
-    "noise": {
-        "varied": "label_noise",
-        "values": (0.0, 0.2, 0.4, 0.6, 0.8),
-        "replicas": 4,
-        "learning_rate": 0.02,
-        "steps": 1_000_000,
-        "eval_every": 50_000,
-    },
-    "batch": {
-        "varied": "batch_size",
-        "values": (32, 64, 128, 256, 512),
-        "replicas": 4,
-        "learning_rate": 0.02,
-        "steps": 1_000_000,
-        "eval_every": 50_000,
-    },
-    "drop": {
-        "varied": "learning_rate",
-        "values": (0.1,),
-        "replicas": 8,
-        "steps": 40_000,
-        "eval_every": 1000,
-        "milestones": (10_000, 20_000, 40_000),
-        # the paper's ResNet warms up again after the drop
-        "branches": {"learning_rate": 0.01, "steps": 10_000, "warmup_steps": 1000, "eval_every": 200},
-    },
+OWN = {
+    "lr": {},
+    "noise": {"learning_rate": 0.02},
+    "batch": {"steps": 1_000_000, "eval_every": 50_000},
+    # the paper's ResNet warms up again after the drop
+    "drop": {"branches": {"learning_rate": 0.01, "steps": 10_000, "warmup_steps": 1000, "eval_every": 200}},
 }
+EXPERIMENTS = {name: PAPER_SWEEPS[name] | own for name, own in OWN.items()}
 
 QUICK = {"dataset": "synthetic", "width": 4, "steps": 40, "batch_size": 32, "warmup_steps": 10, "eval_every": 20}
 

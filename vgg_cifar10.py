@@ -15,31 +15,17 @@ the deep layers with more learning rate, label noise, and time before the drop; 
 results/vgg_*.json, and `python figures.py` draws them.
 """
 
-from core import Run, run_sweeps
+from core import PAPER_SWEEPS, Run, run_sweeps
 
 PAPER = Run(model="vgg16", dataset="cifar10")
 
-EXPERIMENTS = {
-    "lr": {"varied": "learning_rate", "values": (0.01, 0.02, 0.05, 0.1), "replicas": 4},
-    "noise": {
-        "varied": "label_noise",
-        "values": (0.0, 0.2, 0.4, 0.6, 0.8),
-        "replicas": 4,
-        "learning_rate": 0.01,
-        "steps": 1_000_000,
-        "eval_every": 50_000,
-    },
-    "batch": {"varied": "batch_size", "values": (32, 64, 128, 256, 512), "replicas": 4, "learning_rate": 0.02},
-    "drop": {
-        "varied": "learning_rate",
-        "values": (0.1,),
-        "replicas": 8,
-        "steps": 40_000,
-        "eval_every": 1000,
-        "milestones": (10_000, 20_000, 40_000),
-        "branches": {"learning_rate": 0.01, "steps": 5000, "warmup_steps": 0, "eval_every": 200},
-    },
+OWN = {
+    "lr": {},
+    "noise": {"learning_rate": 0.01},
+    "batch": {},
+    "drop": {"branches": {"learning_rate": 0.01, "steps": 5000, "warmup_steps": 0, "eval_every": 200}},
 }
+EXPERIMENTS = {name: PAPER_SWEEPS[name] | own for name, own in OWN.items()}
 
 QUICK = {"dataset": "synthetic", "width": 4, "steps": 80, "batch_size": 64, "warmup_steps": 10, "eval_every": 40}
 
