@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from core import run_script
+from theory import diagonal_theory
 
 progress = {"disable": None, "leave": False, "mininterval": 0.5}  # a bar on terminals only
 
@@ -138,41 +139,6 @@ def diagonal(
             diagonal_theory(values, noise, eta, drop_factor, drop_step, snapshot_steps) for noise in label_noises
         ],
     }
-
-
-def logistic(start: Tensor, target: Tensor, time: float) -> Tensor:
-    """s(time) of ds/dt = 2 s (target - s), any sign of target."""
-    decay = torch.exp(-2 * target * time)
-    rest = torch.where(target.abs() > 1e-9, (1 - decay) / target.where(target.abs() > 1e-9, 1), 2 * time)
-    return start / (decay + start * rest)
-
-
-def diagonal_theory(
-    values: Tensor, label_noise: float, eta: float, drop_factor: float, drop_step: int, snapshot_steps: list[int]
-) -> dict[str, Tensor]:
-    """Predicted mean of each mode at the snapshots, [snapshot, mode], nothing fitted.
-
-    Before the drop, log s drifts at 2 eta (a - s), a = s* - eta sigma^2 / 2, with variance
-    4 eta^2 sigma^2 per step: its stationary law is Gamma with shape a / eta sigma^2 and scale eta
-    sigma^2, of mean a (`lower` at the drop; `upper` is s*). After it each value follows the
-    logistic with target s* - drop_factor eta sigma^2 / 2 (`lower`) or s* (`upper`), and the
-    means are taken over the Gamma law. The paper starts one logistic at the mean instead
-    (`paper_lower`), which Jensen's inequality makes too fast, with a time scale that lacks the
-    learning rate (erratum E5; corrected here).
-    """
-    values = values.double().cpu()
-    noise = eta * label_noise**2
-    a = values - noise / 2
-    mean = a.clamp_min(0)
-    logs = torch.linspace(-60, 3, 6301, dtype=torch.float64)  # of s, the grid of the Gamma law
-    weights = torch.softmax((a[:, None] * logs - logs.exp()) / max(noise, 1e-9), 1) * (a > 0)[:, None]
-    bands = {"lower": [mean], "upper": [values], "paper_lower": [mean]}
-    for step in snapshot_steps[1:]:
-        time = (step - drop_step) * eta * drop_factor
-        for name, target in (("lower", values - drop_factor * noise / 2), ("upper", values)):
-            bands[name].append((weights * logistic(logs.exp(), target[:, None], time)).sum(1))
-        bands["paper_lower"].append(logistic(mean, values - drop_factor * noise / 2, time))
-    return {name: torch.stack(rows) for name, rows in bands.items()}
 
 
 def minibatch(

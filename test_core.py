@@ -27,6 +27,7 @@ import core
 import figures
 import resnet_cifar100
 import teacher_student
+import theory
 import toy_models
 import training
 import vgg_cifar10
@@ -968,12 +969,12 @@ def fokker_planck(growth, variance, times, threshold, cell=0.15):
 
 
 def test_log_growth_is_the_mean_log_of_the_euler_factor():
-    mean, variance = toy_models.log_growth(1.5, np.array([0.5, 2.0, 3.0]), 0.01)
+    mean, variance = theory.log_growth(1.5, np.array([0.5, 2.0, 3.0]), 0.01)
     xi = np.random.default_rng(0).normal(size=(3, 400_000))
     logs = np.log(np.abs(1 + 1.5 * 0.01 + np.array([[0.5], [2.0], [3.0]]) * 0.1 * xi)) / 0.01
     assert np.all(abs(mean - logs.mean(1)) < 4 * logs.std(1) / math.sqrt(400_000))
     assert np.allclose(variance, logs.var(1) * 0.01, rtol=0.02)
-    mean, variance = toy_models.log_growth(1.5, np.array([2.0]), 1e-6)
+    mean, variance = theory.log_growth(1.5, np.array([2.0]), 1e-6)
     assert mean[0] == pytest.approx(1.5 - 2, abs=1e-4) and variance[0] == pytest.approx(4, rel=1e-4)
 
 
@@ -982,15 +983,15 @@ def test_the_reflected_brownian_motion_solves_fokker_planck(zeta):
     growth, variance = 1.5 - zeta**2 / 2, zeta**2
     times = (25, 50, 100, 200)
     exact = fokker_planck(growth, variance, times, 1e-15)
-    theory = [toy_models.reflected_collapse(np.array([growth]), np.array([variance]), t, 1e-15).item() for t in times]
-    assert np.abs(np.subtract(exact, theory)).max() < 0.01
+    closed = [theory.reflected_collapse(np.array([growth]), np.array([variance]), t, 1e-15).item() for t in times]
+    assert np.abs(np.subtract(exact, closed)).max() < 0.01
 
 
 def test_quartic_collapse_equals_the_euler_chain_and_fokker_planck():
     """The coarse recursion against the paper's own small steps (at one time) and against a solver without noise."""
     r = toy_models.quartic(trajectory_steps=10, trajectories=10, noise_levels=11, replicas=4000)
     grid, steps = r["noises"], (10_000, 20_000, 40_000, 80_000)
-    growth, variance = toy_models.log_growth(1.5, grid, 0.0025)
+    growth, variance = theory.log_growth(1.5, grid, 0.0025)
     for k in (6, 7, 8, 9):
         exact = fokker_planck(growth[k], variance[k], [t * 0.0025 for t in steps], 1e-15)
         error = 3 * np.sqrt(np.multiply(exact, np.subtract(1, exact)) / 4000)
@@ -1011,11 +1012,11 @@ def test_quartic_collapse_equals_the_euler_chain_and_fokker_planck():
 def test_stationary_density_integrates_to_one_and_ends_at_the_threshold():
     edges = np.linspace(-6, 6, 241)
     for zeta in (0.1, 1.0, 1.5, 1.7):
-        masses = toy_models.stationary_masses(1.5, zeta, edges)
+        masses = theory.stationary_masses(1.5, zeta, edges)
         assert masses.sum() == pytest.approx(1, abs=1e-6) and np.allclose(masses, masses[::-1], atol=1e-9)
-    assert toy_models.stationary_masses(1.5, 1.7321, edges) is None
+    assert theory.stationary_masses(1.5, 1.7321, edges) is None
     # zeta = 1: density proportional to |theta| exp(-theta^2), whose integral is known
-    masses = toy_models.stationary_masses(1.5, 1.0, edges)
+    masses = theory.stationary_masses(1.5, 1.0, edges)
     right = np.exp(-(edges[120:-1] ** 2)) - np.exp(-(edges[121:] ** 2))
     assert np.allclose(masses[120:], right / 2, atol=1e-5)
 
@@ -1206,8 +1207,8 @@ def test_the_logistic_solves_its_equation():
     s = start.clone()
     for _ in range(20_000):
         s += 1e-4 * 2 * s * (target - s)
-    assert torch.allclose(teacher_student.logistic(start, target, 2.0), s, rtol=1e-3)
-    zero = teacher_student.logistic(start, torch.zeros(50, dtype=torch.float64), 2.0)
+    assert torch.allclose(theory.logistic(start, target, 2.0), s, rtol=1e-3)
+    zero = theory.logistic(start, torch.zeros(50, dtype=torch.float64), 2.0)
     assert torch.allclose(zero, start / (1 + 4 * start))
 
 

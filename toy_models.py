@@ -23,43 +23,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from core import run_script
+from theory import log_growth, reflected_collapse, stationary_masses
 
 progress = {"disable": None, "leave": False, "mininterval": 0.5}  # a bar on terminals only
 
 # ======================================================================================
 # Figure 1: quartic well,  d theta = -(theta^3 - mu theta) dt + zeta theta dB   (Ito)
 # ======================================================================================
-
-
-def log_growth(drift: float | np.ndarray, noise: float | np.ndarray, step: float) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance, per unit time, of log|theta| under Euler steps theta *= 1 + drift step + noise sqrt(step) xi.
-
-    `drift` and `noise` broadcast. For step -> 0 these are drift - noise^2 / 2 and noise^2: the
-    mean is (minus) the paper's alpha, and the difference is the bias of the paper's own chain.
-    """
-    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
-    drift, noise = np.atleast_1d(drift)[:, None], np.atleast_1d(noise)[:, None]
-    logs = np.log(np.abs(1 + drift * step + noise * math.sqrt(step) * nodes))
-    mean = logs @ weights / weights.sum()
-    variance = (logs - mean[:, None]) ** 2 @ weights / weights.sum()
-    return mean / step, variance / step
-
-
-def reflected_collapse(growth: np.ndarray, variance: np.ndarray, time: float, threshold: float) -> np.ndarray:
-    """Theory of P(|theta(time)| < threshold): log|theta| as a Brownian motion below a reflecting wall.
-
-    Far below the well, log|theta| has drift `growth` and variance `variance`; the cubic force
-    acts like a wall at log sqrt(variance) + log Gamma(1 + k) / 2k, k = growth / variance, the place
-    that keeps the mass of the stationary density theta^(2k-1) exp(-theta^2 / variance). Then the
-    law of a reflected Brownian motion with drift applies (Harrison 1985, section 1.8).
-    """
-    k = growth / variance
-    wall = 0.5 * np.log(variance) + np.array([math.lgamma(1 + x) / (2 * x) for x in np.where(abs(k) < 1e-9, 1e-9, k)])
-    depth, spread = wall - math.log(threshold), np.sqrt(variance * time)
-    normal = np.vectorize(lambda z: 0.5 * math.erfc(-z / math.sqrt(2)))
-    late = normal((-depth - growth * time) / spread)
-    mirror = np.exp(np.minimum(-2 * growth * depth / variance, 700)) * normal((-depth + growth * time) / spread)
-    return np.clip(late + mirror, 0, 1)
 
 
 def quartic(
@@ -135,18 +105,6 @@ def quartic(
         "collapse_theory": [np.concatenate([[0.0], row]) for row in theory],
         "collapse_theory_sde": [np.concatenate([[0.0], row]) for row in theory_sde],
     }
-
-
-def stationary_masses(mu: float, zeta: float, edges: np.ndarray) -> np.ndarray | None:
-    """Stationary probability of each bin; None above zeta = sqrt(2 mu), where there is no stationary density."""
-    if zeta**2 >= 2 * mu:
-        return None
-    exponent = 2 * mu / zeta**2 - 2
-    x = np.linspace(0, 6, 600_001)[1:] - 5e-6  # midpoints: the density may diverge, integrably, at 0
-    log_density = exponent * np.log(x) - x**2 / zeta**2
-    density = np.exp(log_density - log_density.max())
-    masses = np.histogram(np.concatenate([-x, x]), edges, weights=np.concatenate([density, density]))[0]
-    return masses / (2 * density.sum())
 
 
 # ======================================================================================
