@@ -37,7 +37,7 @@ from collapse import (  # noqa: F401  (the room of the collapse metrics)
     neuron_groups,
     normalized_distances,
 )
-from training import Run, learning_rate_at, sweep, train  # noqa: F401  (the training room)
+from training import Run, first_rank_first, learning_rate_at, sweep, train  # noqa: F401  (the training room)
 
 # ======================================================================================
 # data
@@ -462,7 +462,8 @@ def run_sweeps(document: str, paper: Run, experiments: dict, quick: dict, argv: 
             if args.quick and "milestones" in plan:
                 plan["milestones"] = tuple(m * plan["steps"] // experiments[name]["steps"] for m in plan["milestones"])
             plans[name] = plan, plan_runs(paper, plan, given, args.seeds, args.seed)
-        data = load_dataset(next(iter(plans.values()))[1][0].dataset, args.data)
+        dataset = next(iter(plans.values()))[1][0].dataset
+        data = first_rank_first(lambda: load_dataset(dataset, args.data), device)
         for name, (plan, runs) in plans.items():
             start = time.perf_counter()
             main_count = len(runs)

@@ -842,6 +842,29 @@ def test_processes_share_runs_and_a_diverged_one_does_not_stop_the_sweep(tmp_pat
     assert 0 < records[1]["diverged_at"] < 4 and len(records[1]["log"]) == 0 and len(records[0]["log"]) == 2
     again = sweep_on(2, runs, tmp_path)
     assert again == records
+    assert core.sweep([], None, tmp_path, torch.device("cpu")) == []  # no branches, when all parents have diverged
+
+
+def test_rank_0_downloads_alone_before_the_others_read(tmp_path):
+    port = free_port()
+
+    def body():
+        def action():
+            with open(tmp_path / "order", "a") as file:
+                file.write(os.environ["RANK"])
+            time.sleep(0.3)
+            return os.environ["RANK"]
+
+        assert training.first_rank_first(action, torch.device("cpu")) == os.environ["RANK"]
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+    address = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    children = [in_child(body, address | {"RANK": str(rank)}) for rank in range(3)]
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == [0, 0, 0]
+    assert (tmp_path / "order").read_text() in ("012", "021")
 
 
 def test_what_stops_a_run_is_one_line_and_keeps_the_state(images, tmp_path, monkeypatch):

@@ -159,15 +159,30 @@ class Team:
     group: object = None
 
 
-def form_team(runs: int, device: torch.device) -> Team:
-    """R ranks and M runs make min(R, M) teams of neighbouring ranks; one process is a team of its own."""
+def join_processes(device: torch.device) -> tuple[int, int]:
+    """(rank, number of ranks) of this process, after meeting the others that torchrun has started, if any."""
     ranks, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    if ranks == 1:
-        return Team()
-    if not dist.is_initialized():
+    if ranks > 1 and not dist.is_initialized():
         local, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
         backend = "nccl" if device.type == "cuda" and local <= gpus and dist.is_nccl_available() else "gloo"
         dist.init_process_group(backend, timeout=datetime.timedelta(days=7))  # teams wait for the slowest
+    return rank, ranks
+
+
+def first_rank_first(action, device: torch.device):
+    """What `action` returns; rank 0 runs it alone before the others do, so that a download happens once."""
+    rank, ranks = join_processes(device)
+    result = action() if rank == 0 else None
+    if ranks > 1:
+        dist.barrier()
+    return result if rank == 0 else action()
+
+
+def form_team(runs: int, device: torch.device) -> Team:
+    """R ranks and M runs make min(R, M) teams of neighbouring ranks; one process is a team of its own."""
+    rank, ranks = join_processes(device)
+    if ranks == 1:
+        return Team()
     teams = min(ranks, runs)
     members = [[r for r in range(ranks) if r * teams // ranks == team] for team in range(teams)]
     groups = [dist.new_group(ranks_of_team) for ranks_of_team in members]  # everyone must make every group
@@ -367,6 +382,8 @@ def sweep(runs: list[Run], dataset, folder: str | Path, device: torch.device) ->
     Returns a dict per run, {"run": settings, "log": [...], "diverged_at": ...}, on rank 0; None on
     the other ranks. Batches that a team can't divide are refused before anything starts.
     """
+    if not runs:
+        return []
     team = form_team(len(runs), device)
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     for run in runs:
