@@ -189,8 +189,12 @@ def neuron(rounds: int = 2, steps: int = 500, seed: int = 0, device="cpu") -> di
 
 
 def pair(rounds: int = 3, steps: int = 2000, seed: int = 0, device="cpu") -> dict:
+    """The whole experiment, and as `published` the paper's 80 runs alone (ours: with their merged networks still)."""
     floor = normals((10_001, (64, 2, 8)))
-    return compare(stretch(literal_pair, steps), timed(toy_models.pair), floor, rounds)
+    whole = compare(stretch(literal_pair, steps), timed(toy_models.pair), floor, rounds)
+    eighty = stretch(lambda n: literal_pair(n) / 16, steps)
+    alone = timed(lambda: toy_models.pair(extra_replicas=0))
+    return whole | {"published": compare(eighty, alone, normals((10_001, (8, 2, 8))), rounds)}
 
 
 def diagonal(rounds: int = 3, steps: int = 10_000, seed: int = 0, device="cpu") -> dict:

@@ -729,6 +729,7 @@ def in_child(function, environment=()):
 
 def test_killed_at_random_and_while_it_saves_a_run_ends_with_the_same_bits(images, tmp_path):
     run = dataclasses.replace(TINY, steps=120, eval_every=4, milestones=(30,))
+    train_here(dataclasses.replace(TINY, steps=4, eval_every=4), images, tmp_path)  # what only the first run pays
     start = time.perf_counter()
     train_here(run, images, tmp_path / "whole")
     duration = time.perf_counter() - start
@@ -746,14 +747,17 @@ def test_killed_at_random_and_while_it_saves_a_run_ends_with_the_same_bits(image
         go_on()
 
     folder, random = tmp_path / "killed" / run.name, np.random.default_rng(0)
-    for kill in range(6):
+    for kill in range(7):
         child = in_child(die_while_saving if kill == 2 else go_on)
-        child.join(None if kill == 2 else duration * random.uniform(0.05, 0.15))  # six of these can't finish it
+        child.join(None if kill == 2 else duration * random.uniform(0.03, 0.1))  # these can't finish it
+        while kill == 6 and not (folder / "checkpoint.pt").exists():
+            time.sleep(0.01)
         child.kill()
         child.join()
         assert child.exitcode == -signal.SIGKILL
         if kill == 2:
             assert list(folder.glob(".*.pt.*"))  # the torso is there, and the last state beside it
+    assert 0 < training.load_state(folder / "checkpoint.pt", torch.device("cpu"))["step"] < run.steps
     child = in_child(go_on)
     child.join()
     assert child.exitcode == 0
