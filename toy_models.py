@@ -5,7 +5,7 @@
   neuron    figure 2: one neuron w2 tanh(w1 x) with label noise. The origin, a saddle, attracts
             above the theorem's noise level; rates against the linearised exponent.       about 12 s
   pair      figure 3: two GELU neurons merge under SGD with momentum and label noise; decay
-            rates against the Lyapunov exponent of the linearised random map.              about 10 s
+            rates against the Lyapunov exponent of the linearised random map.               about 3 s
 
   python toy_models.py                 all three, with the paper's settings, on one CPU core
   python toy_models.py quartic --quick
@@ -269,23 +269,25 @@ def neuron(
 # ======================================================================================
 
 
-def pair_forces(a: Tensor, b: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """gelu(a x), and its first and second derivative in a, for a and b [..., neurons] and x [points]."""
-    z = a[..., None] * x
-    density = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
-    cumulative = 0.5 * (1 + torch.erf(z / math.sqrt(2)))
-    return z * cumulative, (cumulative + z * density) * x, (2 - z * z) * density * x * x
+def pair_forces(a: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """gelu(a x), and its first and second derivative in a; a and x broadcast."""
+    z = a * x
+    square = z * z
+    density = torch.exp(-0.5 * square).mul_(1 / math.sqrt(2 * math.pi))
+    cumulative = torch.erf(z * math.sqrt(0.5)).add_(1).mul_(0.5)
+    value, slope = z * cumulative, torch.addcmul(cumulative, z, density).mul_(x)
+    return value, slope, square.neg_().add_(2).mul_(density).mul_(x * x)
 
 
 def pair_noise(seeds: int, first: int, steps: int, points: int) -> Tensor:
     """[steps, seeds, points] label noises: the reference's own stream, which is re-seeded for each replica."""
-    noise = torch.empty(steps, seeds, points)
+    noise = torch.empty(seeds, steps * points)
     for k in range(seeds):
         generator = torch.Generator().manual_seed(first + k)
         torch.empty(4).uniform_(generator=generator)  # spent on the initial weights of its layers
-        for row in noise[:, k]:
-            torch.randn(points, out=row, generator=generator)
-    return noise
+        for part in noise[k].split(14):  # below 16 torch draws one by one, so the pieces' size doesn't matter
+            part.normal_(generator=generator)
+    return noise.view(seeds, steps, points).transpose(0, 1)
 
 
 def pair(
@@ -315,40 +317,49 @@ def pair(
     x, _, y, _ = (torch.randn(points, generator=generator) for _ in range(4))  # the reference: x, x test, y, y test
     paper = pair_noise(replicas, seed, steps, points)
     conditions = [(rate, 0.1) for rate in learning_rates] + [(0.1, sigma) for sigma in label_noises]
-    rate, sigma = torch.tensor(conditions, dtype=torch.float64, device=device).T[..., None, None]
+    rate, sigma = torch.tensor(conditions, dtype=torch.float64, device=device).T[..., None]
     x, y = x.double().to(device), y.double().to(device)
     total = replicas + extra_replicas
     shape = (len(conditions), total)
     draws = torch.Generator(device).manual_seed(seed)
 
-    # Weights [a or b, condition, replica, network, neuron]; network 0 as in the paper, 1 merged
+    # Weights [a or b, neuron, network, condition, replica]; network 0 as in the paper, 1 merged. The batch comes last,
+    # the points first: so the inner loops are long.
     start = torch.tensor([a, b], dtype=torch.float64, device=device)
-    start = torch.stack([start, start.mean(1, keepdim=True).expand(2, 2)], 1)
-    weights = start[:, None, None].repeat(1, *shape, 1, 1)
+    start = torch.stack([start, start.mean(1, keepdim=True).expand(2, 2)], 2)
+    weights = start[..., None, None].repeat(1, 1, 1, *shape)
     velocity = torch.zeros_like(weights)
     delta = torch.randn(2, *shape, generator=draws, dtype=torch.float64, device=device)
     delta_velocity, growth = torch.zeros_like(delta), torch.zeros(shape, dtype=torch.float64, device=device)
     every, burn_in = 10, steps // 5
-    distances, xi = [], torch.empty(total, 2, points, dtype=torch.float32, device=device)
+    distances, xi = [], torch.empty(points, 2, 1, total, dtype=torch.float32, device=device)
+    x, y = x.view(-1, 1, 1, 1, 1), y.view(-1, 1, 1, 1)
+    sigma, paper = sigma / points, paper.transpose(1, 2).to(device)
+    force, pull = torch.empty_like(weights), torch.empty_like(delta)
+    # Views: everything below changes in place
+    first, second, merged, slot = weights[0], weights[1], weights[1, 0, 1], xi[:, 0, 0, :replicas]
+    (force_a, force_b), (pull_a, pull_b), (delta_a, delta_b) = force, pull, delta
     for step in tqdm(range(steps), desc="pair", **progress):
         if step % every == 0:
-            distances.append((weights[..., 0, 0] - weights[..., 0, 1]).square().sum(0).cpu())
+            distances.append((weights[:, 0, 0] - weights[:, 1, 0]).square().sum(0).cpu())
             size = torch.sqrt(delta.square().sum(0) + delta_velocity.square().sum(0))
-            delta, delta_velocity = delta / size, delta_velocity / size
+            delta.div_(size), delta_velocity.div_(size)
             growth += size.log() if step > burn_in else 0
         xi.normal_(generator=draws)
-        xi[:replicas, 0] = paper[step].to(device)
-        g, g1, g2 = pair_forces(*weights, x)
-        residual = ((weights[1][..., None] * g).sum(-2) - y - sigma[..., None] * xi) / points
-        force = torch.stack([weights[1] * (g1 * residual[..., None, :]).sum(-1), (g * residual[..., None, :]).sum(-1)])
-        merged = residual[:, :, 1]
-        aa = weights[1][..., 1, 0] * (g2[..., 1, 0, :] * merged).sum(-1)
-        ab = (g1[..., 1, 0, :] * merged).sum(-1)
-        delta_force = torch.stack([aa * delta[0] + ab * delta[1], ab * delta[0]])
+        slot.copy_(paper[step])
+        g, g1, g2 = pair_forces(first, x)
+        residual = (second * g).sum(1).sub_(y).div_(points).sub_(sigma * xi)
+        along = residual[:, 1]  # of the merged network: its batch's Hessian across the set is [[aa, ab], [ab, 0]]
+        aa, ab = merged * (g2[:, 0, 1] * along).sum(0), (g1[:, 0, 1] * along).sum(0)
+        torch.mul(ab, delta_a, out=pull_b)
+        torch.mul(ab, delta_b, out=pull_a).addcmul_(aa, delta_a)
+        delta_velocity.mul_(momentum).add_(pull)
+        delta.addcmul_(rate, delta_velocity, value=-1)
+        residual = residual[:, None]
+        torch.sum(g1.mul_(residual), 0, out=force_a).mul_(second)
+        torch.sum(g.mul_(residual), 0, out=force_b)
         velocity.mul_(momentum).add_(force)
-        weights.addcmul_(rate[..., None], velocity, value=-1)
-        delta_velocity.mul_(momentum).add_(delta_force)
-        delta = delta - rate[..., 0] * delta_velocity
+        weights.addcmul_(rate, velocity, value=-1)
     times = np.arange(len(distances)) * every
     distances = torch.stack(distances, -1)
     exponents = growth / (times[-1] - times[times <= burn_in][-1])
