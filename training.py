@@ -13,6 +13,7 @@ import math
 import os
 import signal
 import threading
+import time
 import zlib
 from pathlib import Path
 
@@ -248,7 +249,7 @@ def evaluate(model: nn.Module, data: Images, team: Team, precision: str, batch: 
 
 
 def train(run: Run, data: Images, folder: Path, device: torch.device, team: Team = Team(), show: bool = True) -> dict:
-    """Train one network, or go on with it, in `folder`; returns {"log": [...], "diverged_at": step or None}.
+    """Train one network, or go on with it, in `folder`; returns its log, "diverged_at" (step or None) and "seconds".
 
     Writes settings.json, log.jsonl (a line per evaluation: step, losses, accuracy, collapse of every
     group), checkpoint.pt, and weights_<step>.pt at each milestone and at the end. A finished run is
@@ -264,7 +265,8 @@ def train(run: Run, data: Images, folder: Path, device: torch.device, team: Team
     settings = json.loads(json.dumps(dataclasses.asdict(run)))
     settings_file, log_file, checkpoint_file = (folder / f for f in ("settings.json", "log.jsonl", "checkpoint.pt"))
     if settings_file.exists():
-        old = json.loads(settings_file.read_text())
+        defaults = {field.name: field.default for field in dataclasses.fields(Run)}
+        old = json.loads(json.dumps(defaults)) | json.loads(settings_file.read_text())
         changed = [key for key in settings.keys() | old.keys() if settings.get(key) != old.get(key)]
         if changed:
             raise ValueError(f"{folder} was run with another {', '.join(sorted(changed))}; move it away or change back")
@@ -278,13 +280,13 @@ def train(run: Run, data: Images, folder: Path, device: torch.device, team: Team
     )
     # Carried along: sum of losses since the last evaluation, and the first step with a bad loss
     step, loss_sum, bad_step = 0, torch.zeros((), device=device), torch.tensor(run.steps, device=device)
-    log, diverged_at = [], None
+    log, diverged_at, seconds = [], None, 0.0
     if checkpoint_file.exists():
         state = load_state(checkpoint_file, device)
         plain.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step, log, diverged_at = state["step"], state["log"], state["diverged_at"]
-        loss_sum, bad_step = state["loss_sum"], state["bad_step"]
+        loss_sum, bad_step, seconds = state["loss_sum"], state["bad_step"], state.get("seconds", 0.0)
     elif run.start:
         plain.load_state_dict(load_state(folder.parent / run.start, device))
     if team.rank == 0:
@@ -293,8 +295,9 @@ def train(run: Run, data: Images, folder: Path, device: torch.device, team: Team
         # The log is the checkpoint's: lines written after it will be written again
         log_file.write_text("".join(json.dumps(line) + "\n" for line in log))
     if step == run.steps or diverged_at is not None:
-        return {"log": log, "diverged_at": diverged_at}
+        return {"log": log, "diverged_at": diverged_at, "seconds": round(seconds, 1)}
 
+    began = time.perf_counter() - seconds  # seconds: of all sittings together
     model = DistributedDataParallel(plain, process_group=team.group) if team.size > 1 else plain
     groups = core.neuron_groups(plain, data.normalized(data.test[:1]))
     paper_groups = core.neuron_groups(plain, data.normalized(data.test[:1]), pairing="paper")
@@ -303,9 +306,8 @@ def train(run: Run, data: Images, folder: Path, device: torch.device, team: Team
     def checkpoint():
         if team.rank == 0:
             state = {"step": step, "model": plain.state_dict(), "optimizer": optimizer.state_dict(), "log": log}
-            save_atomically(
-                checkpoint_file, state | {"loss_sum": loss_sum, "bad_step": bad_step, "diverged_at": diverged_at}
-            )
+            state |= {"loss_sum": loss_sum, "bad_step": bad_step, "diverged_at": diverged_at}
+            save_atomically(checkpoint_file, state | {"seconds": time.perf_counter() - began})
 
     stop = []
     main_thread = threading.current_thread() is threading.main_thread()
@@ -367,7 +369,7 @@ def train(run: Run, data: Images, folder: Path, device: torch.device, team: Team
         bar.close()
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    return {"log": log, "diverged_at": diverged_at}
+    return {"log": log, "diverged_at": diverged_at, "seconds": round(time.perf_counter() - began, 1)}
 
 
 def collapse_columns(report: list[dict]) -> dict[str, list]:
