@@ -1,7 +1,7 @@
 """Collapse metrics: how many neurons of a network are still independent, and which parameters are a neuron.
 
     normalized_distances, independent_neurons, effective_rank    of any [neurons, features] matrix
-    neuron_groups, collapse_report                               of any torch.fx-traceable network
+    neuron_groups, collapse_report, distance_maps                of any torch.fx-traceable network
 
 The file needs torch alone and stands alone: copy it into your own project. In this house it is one
 of core's rooms; import it from there.
@@ -364,3 +364,46 @@ def collapse_report(
             }
         )
     return rows
+
+
+def cluster_order(distances: Tensor, clusters: int) -> Tensor:
+    """[n, n] distances -> [n] order of the neurons in `clusters` average-linkage clusters, largest first.
+
+    Clusters of one size lie as in the whole tree, so that similar ones are neighbours.
+    """
+    d = distances.double().clone().fill_diagonal_(math.inf)
+    members = {k: [k] for k in range(len(d))}
+    cut = list(members.values())
+    while len(members) > 1:
+        i, j = sorted(divmod(int(d.argmin()), len(d)))
+        a, b = len(members[i]), len(members[j])
+        d[i] = (a * d[i] + b * d[j]) / (a + b)  # the mean over all pairs of members
+        d[:, i] = d[i]
+        d[i, i] = d[j] = d[:, j] = math.inf
+        members[i] = members[i] + members.pop(j)
+        cut = list(members.values()) if len(members) >= clusters else cut
+    tree = members[0]
+    cut.sort(key=lambda cluster: (-len(cluster), tree.index(cluster[0])))
+    return torch.tensor([neuron for cluster in cut for neuron in cluster])
+
+
+def distance_maps(model: nn.Module, example: Tensor, names: tuple[str, ...], side: int = 48) -> list[dict]:
+    """Normalised distances between the neurons of the named groups, as the heat maps of figure 3 show them.
+
+    A dict per name: `width`, `clusters`, and `incoming` and `outgoing`, each [m, m] to two decimals, with
+    m = min(width, side) by averaging. Neurons are ordered by `cluster_order` into as many clusters as
+    are independent, vanished ones not set aside: they lie at distance 2 from all others.
+    """
+    groups = {group.name: group for group in neuron_groups(model, example)}
+    maps = []
+    for name in names:
+        vectors = groups[name].vectors()
+        clusters = max(1, independent_neurons(vectors, vanishing=0))
+        order = cluster_order(normalized_distances(vectors), clusters)
+        entry = {"name": name, "width": groups[name].size, "clusters": clusters}
+        for part in ("incoming", "outgoing"):
+            distances = normalized_distances(getattr(groups[name], part)())[order][:, order]
+            small = nn.functional.adaptive_avg_pool2d(distances[None].double(), min(len(order), side))[0]
+            entry[part] = [[round(value, 2) for value in row] for row in small.tolist()]
+        maps.append(entry)
+    return maps

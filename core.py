@@ -6,7 +6,7 @@ Collapse*, NeurIPS 2023): parameters where a neuron has vanished, or where two n
     data               load_dataset
     models             vgg16, resnet18
     collapse metrics   normalized_distances, independent_neurons, effective_rank, neuron_groups,
-                       collapse_report: in collapse.py, which stands alone; import them from here
+                       collapse_report, distance_maps: in collapse.py, which stands alone; import them from here
     training           Run, train, sweep: in training.py
     scripts            run_script, run_sweeps: arguments, results, environment
 """
@@ -32,12 +32,13 @@ from torch import Tensor, nn
 
 from collapse import (  # noqa: F401  (the room of the collapse metrics)
     collapse_report,
+    distance_maps,
     effective_rank,
     independent_neurons,
     neuron_groups,
     normalized_distances,
 )
-from training import Run, first_rank_first, learning_rate_at, sweep, train  # noqa: F401  (the training room)
+from training import Run, first_rank_first, learning_rate_at, load_state, sweep, train  # noqa: F401  (the training room)
 
 # ======================================================================================
 # data
@@ -244,7 +245,7 @@ def write_json(path: str | Path, content: dict) -> None:
         return value
 
     path = Path(path)
-    text = json.dumps(plain(content), allow_nan=False)
+    text = json.dumps(plain(content), allow_nan=False, separators=(",", ":"))
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
             file.write(text + "\n")
@@ -488,12 +489,21 @@ def run_sweeps(document: str, paper: Run, experiments: dict, quick: dict, argv: 
                 ]
                 branches = sweep(branch_runs, data, folder, device)
             if is_first:
+                maps = []
+                for run in dict.fromkeys((runs[0], dataclasses.replace(runs[main_count - 1], seed=args.seed))):
+                    weights = folder / run.name / f"weights_{run.steps}.pt"
+                    if "maps" in plan and weights.exists():  # a diverged run has none
+                        model = globals()[run.model](data.num_classes, run.width)
+                        model.load_state_dict(load_state(weights, torch.device("cpu")))
+                        groups = distance_maps(model, torch.zeros(1, 3, 32, 32), plan["maps"])
+                        maps.append({"run": dataclasses.asdict(run), "groups": groups})
                 measured = {
                     "varied": plan["varied"],
                     "data_source": data.source,
                     "runs": records[:main_count],
                     "controls": records[main_count:],
                     "branches": branches,
+                    "maps": maps,
                 }
                 settings = dataclasses.asdict(runs[0])
                 result = f"{script.split('_')[0]}_{name}"

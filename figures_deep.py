@@ -1,4 +1,4 @@
-"""Figures of the deep networks (Stochastic Collapse, figures 4 and 6), drawn from results/vgg_*.json, resnet_*.json."""
+"""Figures of the deep networks (Stochastic Collapse, figures 3, 4, 6), drawn from results/vgg_*.json, resnet_*.json."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,6 +17,24 @@ def at_the_end(runs, varied, counted="groups", key="independent"):
             fraction = np.divide(columns[key], columns["width"])
             fractions.setdefault(record["run"][varied], []).append(fraction)
     return {value: np.array(rows) for value, rows in sorted(fractions.items())}
+
+
+def fig3_distances(*results):
+    """Heat maps of distances between neurons, ordered by cluster: the least noise of a sweep above the most."""
+    maps = [(result, entry) for result in results if result for entry in result["maps"]]
+    columns = 2 * len(maps[0][1]["groups"])
+    figure, axes = plt.subplots(len(maps), columns, figsize=(2.1 * columns, 2.5 * len(maps)), squeeze=False)
+    for row, (result, entry) in zip(axes, maps, strict=True):
+        run, varied = entry["run"], result["varied"]
+        row[0].set_ylabel(f"{run['model']}, {run['dataset']}, width {run['width']}\n{LABELS[varied]} {run[varied]:g}")
+        parts = [(group, part) for group in entry["groups"] for part in ("incoming", "outgoing")]
+        for panel, (group, part) in zip(row, parts, strict=True):
+            image = panel.imshow(group[part], vmin=0, vmax=2.5, cmap="magma", extent=(0, group["width"]) * 2)
+            panel.set_title(f"{group['name']}, {part}\n{group['clusters']} of {group['width']} independent", size=8)
+            panel.set(xticks=[0, group["width"]], yticks=[0, group["width"]])
+            panel.grid(False)
+    figure.colorbar(image, ax=axes, label="normalised distance: 0 equal, 2 orthogonal", shrink=0.7, aspect=30)
+    return figure
 
 
 def draw_layers(axes, fractions, title, legend):
@@ -99,6 +117,7 @@ def fig6_drop(*results):
 
 SWEEPS = tuple(f"{net}_{name}" for net in ("vgg", "resnet") for name in ("lr", "noise", "batch"))
 FIGURES = {  # drawn from those of their results that are there
+    "fig3_distances": (("vgg_lr", "resnet_lr"), fig3_distances),
     "fig4_independent": (SWEEPS, fig4_independent),
     "fig6_drop": (("vgg_drop", "resnet_drop"), fig6_drop),
 }

@@ -19,7 +19,7 @@ from core import PAPER_SWEEPS, Run, run_sweeps
 PAPER = Run(model="resnet18", dataset="cifar100")
 
 OWN = {
-    "lr": {},
+    "lr": {"maps": ("layer2.0.conv2", "layer1.1.conv1", "layer4.1.conv1")},
     "noise": {"learning_rate": 0.02},
     "batch": {"steps": 1_000_000, "eval_every": 50_000},
     # the paper's ResNet warms up again after the drop

@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import claims
+import collapse
 import core
 import figures
 import resnet_cifar100
@@ -530,6 +531,41 @@ def test_the_report_counts_what_was_planted():
     assert collapse_report(model, torch.zeros(1, 3, 32, 32), incoming_mask=True)[0]["vanishing"] == 1
 
 
+def test_the_order_of_a_map_is_average_linkage_largest_cluster_first():
+    """Against the plain definition: join the two clusters with the smallest mean distance over all pairs."""
+    for seed in range(20):
+        points = torch.randn(12, 3, generator=generator(seed), dtype=torch.float64)
+        distances, wanted = normalized_distances(points), [[k] for k in range(12)]
+        clusters = 1 + seed % 6
+        while len(wanted) > clusters:
+            means = {(a, b): distances[wanted[a]][:, wanted[b]].mean() for b in range(len(wanted)) for a in range(b)}
+            a, b = min(means, key=means.get)
+            wanted[a] += wanted.pop(b)
+        order = collapse.cluster_order(distances, clusters).tolist()
+        assert sorted(order) == list(range(12))
+        sizes = sorted(map(len, wanted), reverse=True)
+        pieces = [set(part.tolist()) for part in torch.tensor(order).split(sizes)]
+        assert sorted(map(sorted, pieces)) == sorted(map(sorted, wanted))
+
+
+def test_maps_show_planted_clusters():
+    """Of 24 neurons, 10 are copies of one, 5 of another: two black squares in the corner, both parts; averaged, too."""
+    model = nn.Sequential(nn.Linear(7, 24), nn.Tanh(), nn.Linear(24, 9), nn.Tanh(), nn.Linear(9, 2))
+    shuffled = torch.randperm(24, generator=generator(1))
+    with torch.no_grad():
+        for leader, copies in ((0, shuffled[:10]), (1, shuffled[10:15])):
+            first, second = model[0].weight[shuffled[leader * 10]].clone(), model[2].weight[:, copies[0]].clone()
+            model[0].weight[copies], model[0].bias[copies] = first, 0.1
+            model[2].weight[:, copies] = second[:, None]
+    (entry,) = core.distance_maps(model, torch.zeros(1, 7), ("0",))
+    assert entry["width"] == 24 and entry["clusters"] == 11
+    for part in ("incoming", "outgoing"):
+        seen = torch.tensor(entry[part])
+        assert seen[:10, :10].max() < 0.01 and seen[10:15, 10:15].max() < 0.01 and (seen[:10, 10:] > 0.05).all()
+    (small,) = core.distance_maps(model, torch.zeros(1, 7), ("0",), side=12)
+    assert torch.tensor(small["incoming"]).shape == (12, 12) and torch.tensor(small["incoming"])[:5, :5].max() < 0.01
+
+
 # ======================================================================================
 # invariant sets: SGD with momentum and weight decay can't leave them, on any batch
 # ======================================================================================
@@ -958,6 +994,7 @@ def test_torchrun_runs_the_quick_sweep_and_branches(tmp_path):
     )
     assert ran.returncode == 0, ran.stderr
     saved = json.loads((tmp_path / "results" / "quick" / "resnet_lr.json").read_text())
+    assert [entry["run"]["learning_rate"] for entry in saved["maps"]] == [0.02, 0.1]
     assert len(saved["runs"]) == 2 and len(saved["controls"]) == 3 and saved["data_source"] == "generated"
     assert {run["run"]["weight_decay"] for run in saved["controls"]} == {0.0, 5e-4 * 0.1 / 0.02}
     ran = run_command("vgg_cifar10.py", "drop", *options, "--steps", "16")
@@ -967,6 +1004,35 @@ def test_torchrun_runs_the_quick_sweep_and_branches(tmp_path):
     assert all(branch["log"] for branch in saved["branches"])
     wrong = run_command("vgg_cifar10.py", "lr", "--label-noise", "0.1", "0.2", *options)
     assert wrong.returncode == 2 and "takes one value" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the ranks in Linux's /proc")
+def test_torchrun_survives_the_death_of_a_rank(tmp_path):
+    """SIGKILL one of two processes that share a run: torchrun starts both again, and the end is the same to the bit."""
+    run = dataclasses.replace(
+        vgg_cifar10.PAPER, **vgg_cifar10.QUICK | {"steps": 60, "eval_every": 4}, learning_rate=0.02
+    )
+    options = ["--quick", "--seeds", "1", "--learning-rate", "0.02", "--steps", "60", "--eval-every", "4"]
+    options += ["--out", str(tmp_path / "results"), "--runs", str(tmp_path / "runs")]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=3"]
+    running = subprocess.Popen([sys.executable, *launch, "vgg_cifar10.py", "lr", *options], cwd=HERE)
+    log = tmp_path / "runs" / "quick" / "vgg_cifar10" / run.name / "log.jsonl"
+    try:
+        deadline = time.monotonic() + 60
+        while not (log.exists() and len(log.read_text().splitlines()) >= 2):
+            assert running.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        ranks = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+        os.kill(int(ranks[-1]), signal.SIGKILL)
+        assert running.wait(100) == 0
+    finally:
+        running.terminate()
+    saved = json.loads((tmp_path / "results" / "quick" / "vgg_lr.json").read_text())
+    assert [line["step"] for line in saved["runs"][0]["log"]] == list(range(4, 61, 4))
+    (tmp_path / "whole").mkdir()
+    sweep_on(2, [run], tmp_path / "whole")
+    whole, restarted = (torch.load(p / run.name / "weights_60.pt") for p in (tmp_path / "whole", log.parent.parent))
+    assert all(torch.equal(whole[name], restarted[name]) for name in whole)
 
 
 # ======================================================================================

@@ -166,7 +166,13 @@ def join_processes(device: torch.device) -> tuple[int, int]:
     if ranks > 1 and not dist.is_initialized():
         local, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
         backend = "nccl" if device.type == "cuda" and local <= gpus and dist.is_nccl_available() else "gloo"
-        dist.init_process_group(backend, timeout=datetime.timedelta(days=7))  # teams wait for the slowest
+        patience, meeting = datetime.timedelta(days=7), {}  # teams wait for the slowest
+        if local == ranks and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            # After a restart torchrun's store still holds the addresses of the dead (pytorch issue 135712)
+            store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=patience)
+            store = dist.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+            meeting = {"store": store, "rank": rank, "world_size": ranks}
+        dist.init_process_group(backend, timeout=patience, **meeting)
     return rank, ranks
 
 

@@ -20,7 +20,7 @@ from core import PAPER_SWEEPS, Run, run_sweeps
 PAPER = Run(model="vgg16", dataset="cifar10")
 
 OWN = {
-    "lr": {},
+    "lr": {"maps": ("features.10", "features.24", "classifier.0")},  # conv5, conv11, fc14
     "noise": {"learning_rate": 0.01},
     "batch": {},
     "drop": {"branches": {"learning_rate": 0.01, "steps": 5000, "warmup_steps": 0, "eval_every": 200}},
