@@ -23,6 +23,7 @@ import time
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import core
 import curvature as exact
@@ -223,7 +224,8 @@ def training(
     rounds: int = 3, steps: int = 40, width: int = 8, batch_size: int = 128, seed: int = 0, device="cpu"
 ) -> dict:
     """`data_share`: part of a step spent on order, crops, flips and labels; `evaluation_steps`: cost of one evaluation
-    with its collapse report, in steps; `images_per_second` in the time of `seconds`, which is for `steps` steps.
+    with its collapse report, in steps; `images_per_second` in the time of `seconds`, which is for `steps` steps;
+    `matrix_share`: multiplications and additions of a step per second, over those of a 2048 x 2048 matrix product.
     """
     from torchvision import transforms
 
@@ -302,9 +304,21 @@ def training(
     share = np.median([per_job(lambda: [None for _ in batches()])() for _ in range(rounds)]) / result["seconds"]
     result |= {"data_share": share, "images_per_second": batch_size * steps / result["seconds"]}
     result |= {"evaluation_steps": evaluation() / result["seconds"] * steps}
+    square = torch.randn(2048, 2048, device=device)
+
+    def product():
+        with autocast(device, "auto"):
+            square @ square
+
+    product()
+    with FlopCounterMode(display=False) as counter:
+        step(*fixed)
+    rate = 2 * 2048**3 / np.median([per_job(product)() for _ in range(5)])
+    result["matrix_share"] = counter.get_total_flops() * steps / result["seconds"] / rate
     print(
-        f"{result['images_per_second']:.0f} images/s; data {share:.1%} of a step; an evaluation of "
-        f"{len(data.test)} images with its report costs {result['evaluation_steps']:.0f} steps"
+        f"{result['images_per_second']:.0f} images/s, {result['matrix_share']:.1%} of the matrix rate "
+        f"({rate / 1e9:.0f} Gflop/s); data {share:.1%} of a step; an evaluation of {len(data.test)} images "
+        f"with its report costs {result['evaluation_steps']:.0f} steps"
     )
     return result
 
