@@ -145,6 +145,9 @@ def main(argv=None):
             drawn = draw(*(results[name] for name in needs))
         except (KeyError, IndexError, TypeError, ValueError) as error:
             parser.error(f"{figure}: can't be drawn from {', '.join(needs)} ({error!r}); run the experiment again")
+        if drawn is None:
+            print(f"{figure}: nothing to draw in its results")
+            continue
         if args.quick:
             drawn.suptitle("QUICK: small settings, not a result", color="C3")
         for kind in args.format:
