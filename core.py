@@ -148,7 +148,9 @@ def _read_folder(root: Path) -> dict[str, np.ndarray]:
     except KeyError as error:
         raise ValueError(f"{root}: the class {error} of val/ is not among those of train/") from None
     except ValueError as error:  # numpy: images of several sizes
-        raise ValueError(f"{root} is not a folder of images of one size, train/<class>/*, val/<class>/* ({error})") from None
+        raise ValueError(
+            f"{root} is not a folder of images of one size, train/<class>/*, val/<class>/* ({error})"
+        ) from None
     except OSError as error:
         raise ValueError(f"{root}: expected images in train/<class>/ and val/<class>/ ({error})") from None
     return arrays

@@ -1,7 +1,8 @@
 """The deep networks of *Sparse Features*, and the measure of their blocks; a room of sparse_features.py.
 
-    resnet18, resnet34    post-activation ("plain") CIFAR ResNets with ReLU, as in the reference code
-    vgg16, densenet100    ours: the reference code has neither
+resnet18, resnet34       post-activation ("plain") CIFAR ResNets with ReLU, as in the reference code
+vgg16, densenet100       ours: the reference code has neither
+schedules                the published learning rates, and clean ones
 """
 
 import torch
@@ -15,6 +16,12 @@ BLOCKS = {  # the modules whose outputs are measured; the last one of each is po
     "resnet34": ("layer1", "layer2", "layer3", "layer4", "avgpool"),
     "vgg16": ("stage1", "stage2", "stage3", "stage4", "stage5", "pool"),
     "densenet100": ("transition1.relu", "transition2.relu", "relu", "pool"),
+}
+
+
+RECIPES = {  # of the reference code: settings of all runs, the small step, the exponential warm-up of the large one
+    "plain": ({"momentum": 0.0, "weight_decay": 0.0, "augment": False}, 0.01, {"learning_rate": 0.75, "growth": 1.05}),
+    "full": ({"momentum": 0.9, "weight_decay": 5e-4, "augment": True}, 0.002, {"learning_rate": 0.05, "growth": 1.0}),
 }
 
 
@@ -129,3 +136,20 @@ def measure(run: Run, model: nn.Module, data: Images, images: int = 21 * 512, un
         }
 
     return columns
+
+
+def schedules(recipe: str, steps: int, small: float | None, decays: tuple) -> dict[tuple[str, float], dict]:
+    """Fields of `core.Run` by (schedule, decay time as a share of the run).
+
+    "published": the large step (peak learning_rate x growth^(100 decay)) is divided by 10 at the decay and again at
+    90 %; without warm-up the reference divides by 5 / decay first. "clean": the same peak and divisor, 10, for all, so
+    that only the duration differs.
+    """
+    common, default, large = RECIPES[recipe]
+    runs = {("small", 0.0): {"learning_rate": small or default}}
+    for decay in decays:
+        times = {"decay_steps": (int(decay * steps), int(0.9 * steps))}
+        first = 0.1 if large["growth"] > 1 else round(decay / 5, 6)
+        runs["published", decay] = large | times | {"decay_factors": (first, 0.1)}
+        runs["clean", decay] = large | times | {"decay_factors": (0.1, 0.1), "growth": 1.0}
+    return {key: common | fields for key, fields in runs.items()}
