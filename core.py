@@ -403,6 +403,7 @@ def run_script(
             measured = function(**settings, device=device)
             path = out / f"{prefix}{name}.json"
             if measured is not None:  # of a training that other ranks share, rank 0 has the results
+                name = path.stem.removeprefix("benchmark_")
                 save_result(path, name, args, settings, device, time.perf_counter() - start, measured)
         except (ValueError, OSError) as error:
             parser.error(f"{name}: {error}")

@@ -66,9 +66,7 @@ def diagonal_runs(problems, groups, steps, points, order=None, **noise) -> list[
     return records(groups, times, looks)
 
 
-def diagonal(
-    seeds=32, steps=100_001, data_seeds=8, points=40, levels=(0.9, 1.05, 1.1, 1.2), seed=0, device="cpu"
-) -> dict:
+def diagonal(seeds=32, steps=100_001, data_seeds=8, points=40, seed=0, device="cpu") -> dict:
     """SGD on data A (80 examples, 200 dimensions), SGD and GD on data B (40, 100), the effective SDE on A.
 
     Records of groups of runs (`toys.records`): "sgd"; "sgd_b" (four times the seeds), "gd_b"; "sde" (half the seeds);
@@ -112,7 +110,8 @@ def diagonal(
     ]
     found["transfer"] = diagonal_runs(several, runs, steps, points, order_a[:, :8])
     found |= {"times": moments(steps, points), "rank_times": toys.landmarks(steps, points)}
-    found["surface"] = toys.surface(20, points, seed)
+    found["surface"] = toys.surface(2 * seeds, points, seed)
+    levels = (0.9, 0.95, 1.02, 1.05, 1.08, 1.1, 1.13, 1.16, 1.2, 1.23)
     return found | {"cycle": {"a": levels, "losses": toys.cycles(levels)}}
 
 
@@ -166,7 +165,7 @@ def regression(seeds=32, steps=31_623, points=16, seed=0, device="cpu") -> dict:
     groups += [ramp("clean low", gamma, share, 3.0, low) for share in (0.02, 0.5)]
     x, y = x.expand(seeds, 12, 1), y.expand(seeds, 12)
     problem = net, torch.from_numpy(np.stack(start)).to(x), x, y, x, y, inputs
-    strip = [int(share * steps) for share in (0.00313, 0.01328, 0.0411, 0.2055, 0.4743, 0.9803)]  # 99 to 31,000
+    strip = [t * steps // 31_623 for t in (99, 420, 1300, 6500, 15_000, 31_000)]
     found, kept, _ = relu_runs(problem, groups, steps, points, order, 0.999, strip)
     grid = torch.linspace(-1.5, 1.6, 121, dtype=x.dtype, device=x.device)
     functions = [mlp(theta[:3, 0], grid[:, None], *net, False)[0] for theta in kept]
@@ -177,9 +176,8 @@ def regression(seeds=32, steps=31_623, points=16, seed=0, device="cpu") -> dict:
 def relu(seeds=64, steps=14_126, deep_steps=10_001, points=16, seed=0, device="cpu") -> dict:
     """Teacher-student: 2-20-1 on the circle, 15 examples; 5-10-10-1 on the sphere, 50; teacher and data of each seed.
 
-    Two layers, "edge": the largest of a grid of steps with which that seed survives half the run, the same divisor
-    for all durations. Three layers, "clean": the same peak and divisor. "neurons": of the first seed that survived the
-    published step, else the first: rows w |a| and signs of a, at the start and at the end of three runs.
+    Two layers, "edge": the largest of a grid of steps with which that seed survives half the run; the same divisor for
+    all durations. Three layers, "clean": the same peak and divisor. "neurons" of the first seed: w |a|, signs of a.
     """
     if min(seeds, steps // 100, deep_steps // 100, points // 4) < 1:
         raise ValueError("seeds must be at least 1, points 4, steps 100")
@@ -194,10 +192,7 @@ def relu(seeds=64, steps=14_126, deep_steps=10_001, points=16, seed=0, device="c
     groups += [ramp("published", 0.455, *drop) for drop in ((0.1, 2.0), (0.3, 4.0), (0.5, 5.0))]
     groups += [ramp("edge", edge, decay, 4.0) for decay in (0.1, 0.3, 0.5)]
     found, _, theta = relu_runs(two, groups, steps, points, order, 0.99)
-    shown = int(theta[3].isfinite().all(-1).int().argmax())
-
-    pictures = {"teacher": toys.neurons(teacher[shown]), "start": toys.neurons(two[1][shown])}
-    pictures |= {name: toys.neurons(theta[k, shown]) for name, k in (("small", 0), ("published", 3), ("edge", 6))}
+    shown = {"teacher": teacher[0], "start": two[1][0], "small": theta[0, 0], "edge": theta[6, 0]}
     three, order, _ = toys.students(toys.three_layers, deep_steps, range(seed, seed + seeds), device)
     groups = [ramp("small", 0.011)]
     for decay, divisor in ((0.1, 3.5), (0.3, 2.5), (0.5, 5.0)):
@@ -212,8 +207,7 @@ def relu(seeds=64, steps=14_126, deep_steps=10_001, points=16, seed=0, device="c
         "edge": edge,
         "three": deeper,
         "three_times": moments(deep_steps, points),
-        "neurons": pictures,
-        "shown": seed + shown,
+        "neurons": {name: toys.neurons(one) for name, one in shown.items()},
     }
 
 
