@@ -34,7 +34,7 @@ from sparse_toys import mlp, moments, ramp, records
 # ======================================================================================
 
 
-def diagonal_runs(problems, groups, steps, points, order=None, **noise) -> list[dict]:
+def diagonal_runs(problems, groups, steps, points, order=None, ranks=True, **noise) -> list[dict]:
     """Records of `diagonal_walk`. `groups`: dicts with gamma, decay (share of the run, 0: never), divisor, delta."""
     x, test, target = (torch.stack(tensors) for tensors in zip(*problems, strict=True))
     y, y_test = ((matrix @ target[..., None])[..., 0] for matrix in (x, test))
@@ -59,7 +59,7 @@ def diagonal_runs(problems, groups, steps, points, order=None, **noise) -> list[
         }
         broken = ~look["train"].isfinite()
         look |= {name: torch.where(broken, math.nan, value) for name, value in look.items()}
-        if t in rank_times:
+        if ranks and t in rank_times:
             rank = toys.jacobian_ranks(reduced[:, None] * size.sqrt()[..., None, :], (1e-15, 1e-4), gram=False)
             look["rank"], look["rank_coarse"] = rank
         looks.append(look)
@@ -108,7 +108,7 @@ def diagonal(seeds=32, steps=100_001, data_seeds=8, points=40, seed=0, device="c
         group("rule", gammas[1.65], 0.3, 4.8),
         group("small rule", gammas[0.33]),
     ]
-    found["transfer"] = diagonal_runs(several, runs, steps, points, order_a[:, :8])
+    found["transfer"] = diagonal_runs(several, runs, steps, points, order_a[:, :8], ranks=False)
     found |= {"times": moments(steps, points), "rank_times": toys.landmarks(steps, points)}
     found["surface"] = toys.surface(2 * seeds, points, seed)
     levels = (0.9, 0.95, 1.02, 1.05, 1.08, 1.1, 1.13, 1.16, 1.2, 1.23)

@@ -50,12 +50,14 @@ def diagonal_walk(x, y, groups, times, order=None, generator=None, seeds=0, star
     delta = torch.tensor([math.nan if g[3] == "true" else g[3] for g in groups], dtype=x.dtype)[:, None, None, None]
     p = torch.full((len(groups), data, streams, d), start, dtype=x.dtype, device=x.device)
     q, product, scratch = p.clone(), torch.empty_like(p), torch.empty_like(p)
-    times, delta, drops = {*times}, delta.to(x), {}
+    times, last, delta, drops = {*times}, max(times), delta.to(x), {}
     for k, group in enumerate(groups):
         drops.setdefault(group[1], []).append(k)
-    for t in range(max(times) + 1):
+    for t in range(last + 1):
         if t in times:
             yield t, p, q
+        if t == last:
+            return
         torch.mul(p, p, out=product).addcmul_(q, q, value=-1).mul_(0.25)  # u v
         if order is not None:
             rows = x[:, order[t]]
@@ -160,11 +162,14 @@ def mlp_walk(theta, x, y, rate, order, times, net):
     K seeds with their own start theta [K, P], data x [K, n, d], y [K, n] and `order` [steps, K] of examples; G
     schedules of learning rates `rate` [steps, G, K]. `net`: sizes and biases of `mlp`.
     """
-    theta, every, times = theta.expand(rate.shape[1], *theta.shape).clone(), torch.arange(len(x)), {*times}
+    theta, every = theta.expand(rate.shape[1], *theta.shape).clone(), torch.arange(len(x))
+    times, last = {*times}, max(times)
     double = torch.as_tensor(2 * rate, dtype=x.dtype, device=x.device)[..., None]
-    for t in range(max(times) + 1):
+    for t in range(last + 1):
         if t in times:
             yield t, theta
+        if t == last:
+            return
         f, _, jacobian = mlp(theta, x[every, order[t]][:, None], *net)
         theta.addcmul_(jacobian[..., 0, :], (f - y[every, order[t]][:, None]) * double[t], value=-1)
 
