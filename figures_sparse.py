@@ -30,8 +30,10 @@ def style(group):
 
 
 def label(group):
-    gamma = f"{group['peak'] if 'peak' in group else group['gamma']:.3g}"
-    return f"{gamma} until {group['decay']:.0%}" if group["decay"] else f"{gamma} throughout"
+    words = f"{group['peak'] if 'peak' in group else group['gamma']:.3g} "
+    words += f"until {group['decay']:.0%}" if group["decay"] else "throughout"
+    lost, seeds = group["diverged"][-1] if "diverged" in group else 0, len(group.get("final", {}).get("train", ()))
+    return words + f" ({lost} of {seeds} diverged)" * (lost > 0)
 
 
 def chosen(groups, *names, **fields):
@@ -87,18 +89,15 @@ def draw_diagonal(r):
     panel = axes[0, 3]
     for group in r["gd_b"]:
         color, line = (DURATIONS[group["decay"]][0], "--") if group["decay"] else ("k", ":")
-        words = f"GD, {group['gamma']:g}" + (f" until {group['decay']:.0%}" if group["decay"] else "")
-        panel.plot(times, np.array(group["curves"]["test"], float)[:, 1], color=color, ls=line, lw=1.3, label=words)
+        values = np.array(group["curves"]["test"], dtype=float)[:, 1]
+        panel.plot(times, values, color=color, ls=line, lw=1.3, label=f"GD, {label(group)}")
     for name, marker, color in (("published", "X", "#8e5572"), ("rule", "o", "#c0392b"), ("small", "D", "0.5")):
         (group,) = chosen(r["sgd_b"], name)
-        lost = group["diverged"][-1] / len(group["final"]["test"])
-        words = f"SGD, {group['gamma']:.3g} ({lost:.0%} diverged)"
-        draw_curve(panel, times, group, "test", color=color, marker=marker, ls="-", label=words)
+        draw_curve(panel, times, group, "test", color=color, marker=marker, ls="-", label=f"SGD, {label(group)}")
     panel.set(ylabel="test loss", yscale="log", ylim=(2e-2, 8))
     panel.legend(fontsize=6.5, loc="upper right")
     panel.set_title("data B: GD and SGD", loc="left")
-    for panel in axes[0]:
-        panel.set_xlabel("step / 1000")
+    plt.setp(axes[0], xlabel="step / 1000")
     constant = chosen(r["sde"], "constant", delta=0.04)
     for panel, name in zip(axes[1], ("test", "rank"), strict=False):
         draw_durations(panel, chosen(sgd, "published"), name, "published", "SGD 0.282, as published")
@@ -196,15 +195,15 @@ def draw_regression(r):
             panel.set(xlabel="step")
             panel.xaxis.set_major_locator(plt.MaxNLocator(3))
     axes[0].set(yscale="log", ylabel="training loss", ylim=(1e-6, 1e2))
-    axes[1].set(ylabel="rank of the Jacobian (1e-4)")
-    axes[2].set(ylabel="feature sparsity (share active)")
+    for panel, words in zip(
+        axes[1:], ("rank of the Jacobian (1e-4)", "feature sparsity", "rank at the end"), strict=False
+    ):
+        panel.set(ylabel=words)
     axes[1].legend(fontsize=7, title=f"as published, {r['settings']['seeds']} seeds", title_fontsize=7)
     for panel, name in zip(axes[3:], ("rank", "train"), strict=True):
         draw_durations(panel, chosen(groups, "clean"), name, "clean", "peak 0.02")
         draw_durations(panel, chosen(groups, "clean low"), name, "clean low", "peak 0.00023")
-    axes[3].set(ylabel="rank at the end", ylim=(0, None))
-    axes[3].legend(fontsize=7)
-    axes[3].set_title("peak and duration apart", loc="left")
+    axes[3].legend(fontsize=7, title="peak and duration apart", title_fontsize=7)
     axes[4].set(ylabel="training loss at the end", yscale="log")
     return figure
 
@@ -247,19 +246,16 @@ def draw_relu(r):
     axes[1, 0].set(yscale="log", ylabel="test loss", xlabel="step")
     axes[1, 1].set(ylabel="rank of the Jacobian (1e-4)", xlabel="step")
     axes[1, 0].legend(fontsize=7, title="peak step", title_fontsize=7)
-    axes[1, 0].set_title(f"three layers, {len(final(three[0], 'rank'))} seeds", loc="left")
-    for panel, name, ylabel in (
-        (axes[1, 2], "rank", "rank at the end"),
-        (axes[1, 3], "sparsity_2", "sparsity, layer 2"),
-    ):
+    axes[1, 0].set_title(f"three layers, {r['settings']['seeds']} seeds", loc="left")
+    for panel, name in zip(axes[1, 2:], ("rank", "sparsity_2"), strict=True):
         draw_durations(panel, chosen(three, "published"), name, "published", "peak 0.10, 0.15, 0.18 (published)")
         draw_durations(panel, chosen(three, "clean"), name, "clean", "peak 0.15, same divisor")
         low, middle, high = quantiles(three[0], name)
         panel.axhline(middle, color="k", ls=":", lw=1.2, label="small step")
         panel.axhspan(low, high, color="k", alpha=0.07, lw=0)
-        panel.set(ylabel=ylabel, ylim=(0, None))
-    axes[1, 2].legend(fontsize=7, loc="lower left")
-    axes[1, 2].set_title("peak and duration apart", loc="left")
+    axes[1, 2].legend(fontsize=7, loc="upper right", title="peak and duration apart", title_fontsize=7)
+    axes[1, 2].set(ylim=(0, 200), ylabel="rank at the end")
+    axes[1, 3].set(ylim=(0, None), ylabel="feature sparsity of layer 2 at the end")
     return figure
 
 
