@@ -282,7 +282,8 @@ def draw_deep(r):
     axes[0, 0].set(xlabel="step", ylabel="training loss", yscale="log")
     axes[0, 1].set(xlabel="step", ylabel="test error", ylim=(0, 1))
     about = f"{s['model']}, {s['dataset']}, width {s['width']}, batch {s['batch_size']}, {s['steps']:,} steps"
-    figure.suptitle(f"{about}, {s['recipe']}, {s['seeds']} seed(s)", x=0.01, ha="left", size=9.5)
+    seeds = f"{s['seeds']} seed{'s' * (s['seeds'] > 1)}"
+    figure.suptitle(f"{about}, {s['recipe']} recipe, {seeds}", x=0.01, ha="left", size=9.5)
     unique = dict(zip(*axes[0, 0].get_legend_handles_labels()[::-1], strict=True))
     title = "largest step; solid: as published, dashed: same peak and divisor"
     figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=7, title=title, fontsize=8)

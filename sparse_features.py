@@ -262,7 +262,7 @@ def main(argv: list[str] | None = None) -> None:
         "regression": {"seeds": 4, "steps": 1000, "points": 8},
         "relu": {"seeds": 4, "steps": 1000, "deep_steps": 1000, "points": 8},
         "deep": {"dataset": "synthetic", "width": 4, "batch_size": 64, "steps": 20, "evaluations": 2, "decays": (0.3,),
-                 "images": 1024, "runs": "runs/quick/sparse_features"},
+                 "images": 256, "runs": "runs/quick/sparse_features"},
     }  # fmt: skip
     deep_only = {
         "model": {"help": "resnet18 (default), resnet34, densenet100, vgg16"},
