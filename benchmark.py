@@ -10,7 +10,10 @@
   cgd       one exact CGD step of the MLP; literal: torch.func.hessian of all 5,350 parameters and its eigh,
             float64, a minute a step; floor: eigh of a 336 x 336 matrix
 
-  python benchmark.py                  all, about five minutes on one core
+  sparse    teacher-student of Sparse Features, all runs and measurements; literal: one run at a time, autograd,
+            its training steps alone; floor: the updates of the parameters
+
+  python benchmark.py                  all, about seven minutes on one core
   python benchmark.py metric --quick   one round
 
 Literal and ours alternate in one process on one thread, and time is processor time, so that a busy
@@ -27,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import core
 import curvature as exact
+import sparse_features
 import teacher_student
 import toy_models
 from chaotic_sgd import keep_mask
@@ -98,6 +102,20 @@ def literal_diagonal(steps):
             student = left * (u * v) @ right
             (x @ student - y).square().sum().item(), (student - w).square().mean().item()
     return 5 * 256 * 60_001, time.process_time() - start
+
+
+def literal_sparse(steps):
+    """One run at a time: the two-layer student, the smaller of both, one example a step, autograd, torch.optim.SGD."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 20, bias=False), torch.nn.ReLU(), torch.nn.Linear(20, 1, bias=False))
+    x, y = torch.randn(15, 2), torch.randn(15, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for _ in range(steps):
+        one = np.random.choice(15, 1, replace=False)
+        loss = (model(x[one]) - y[one]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return 64 * (7 * 14_126 + 8 * 7063 + 7 * 10_001)  # seeds; two layers, their largest stable step, three layers
 
 
 def literal_metric(vectors, pairs):
@@ -201,6 +219,18 @@ def pair(rounds: int = 3, steps: int = 2000, seed: int = 0, device="cpu") -> dic
 def diagonal(rounds: int = 3, steps: int = 10_000, seed: int = 0, device="cpu") -> dict:
     floor = normals((60_001, (256, 64)))
     return compare(stretch(literal_diagonal, steps), timed(teacher_student.diagonal), floor, rounds)
+
+
+def sparse(rounds: int = 2, steps: int = 5000, seed: int = 0, device="cpu") -> dict:
+    def floor():
+        for times, runs, parameters in ((14_126, 7, 60), (7063, 8, 60), (10_001, 7, 181)):
+            theta = torch.zeros(runs, 64, parameters, dtype=torch.float64)
+            step, rate = torch.ones_like(theta), torch.ones_like(theta[..., :1])
+            for _ in range(times):
+                theta.addcmul_(step, rate, value=-1)
+
+    literal_sparse(100)  # what only the first steps pay
+    return compare(stretch(literal_sparse, steps), timed(sparse_features.relu), floor, rounds)
 
 
 def metric(rounds: int = 5, pairs: int = 2000, seed: int = 0, device="cpu") -> dict:
@@ -392,5 +422,6 @@ if __name__ == "__main__":
         "training": training,
         "metric": metric,
         "cgd": cgd,
+        "sparse": sparse,
     }
     core.run_script(__doc__, experiments, {name: {"rounds": 1} for name in experiments}, prefix="benchmark_")

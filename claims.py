@@ -11,6 +11,7 @@ import numpy as np
 
 import claims_chaos
 import claims_deep
+import claims_sparse
 from claims_deep import numbers
 
 # ======================================================================================
@@ -222,7 +223,11 @@ def minibatch_size(minibatch):
     return "rising", numbers(last, 2), f"std {std.max():.2f}", holds
 
 
-PAPERS = {"fig": "Stochastic Collapse", "chaos": "Chaotic Dynamics"}  # by the first letters of the figure's name
+PAPERS = {
+    "fig": "Stochastic Collapse",
+    "chaos": "Chaotic Dynamics",
+    "sparse": "Sparse Features",
+}  # by the first letters of the figure's name
 CLAIMS = (
     {
         "fig1_quartic": (quartic_density, quartic_collapse, quartic_threshold, quartic_published),
@@ -233,6 +238,7 @@ CLAIMS = (
     }
     | claims_deep.CLAIMS
     | claims_chaos.CLAIMS
+    | claims_sparse.CLAIMS
 )
 
 # ======================================================================================

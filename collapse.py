@@ -1,6 +1,7 @@
 """Collapse metrics: how many neurons of a network are still independent, and which parameters are a neuron.
 
     normalized_distances, independent_neurons, effective_rank    of any [neurons, features] matrix
+    feature_sparsity                                             of any [examples, neurons] activations
     neuron_groups, collapse_report, distance_maps                of any torch.fx-traceable network
 
 The file needs torch alone and stands alone: copy it into your own project. In this house it is one
@@ -108,6 +109,29 @@ def effective_rank(matrix: Tensor) -> float:
         return 0.0
     p = squares.sqrt() / squares.sqrt().sum()
     return math.exp(-(p * p.log()).sum().item())
+
+
+def feature_sparsity(features: Tensor, correlation: float = 0.95) -> float:
+    """Share of positive entries in `features` [examples, neurons], duplicates and dead neurons counted as zeros.
+
+    0 (nothing is ever active) to 1 (every neuron for every example). A neuron is a duplicate if its |Pearson
+    correlation| over the examples with a later neuron exceeds `correlation`, so the last of a cluster
+    survives; constant neurons have no correlation and survive. Exactly the number that deleting one neuron
+    after the other leaves (Andriushchenko et al., ICML 2023, reference code): whoever is deleted has a
+    later neighbour that is still there. The paper's toy networks divide each row by its norm before.
+
+    Raises ValueError for NaN, infinite or empty input.
+    """
+    features = _rows(features, "features")[0]
+    active = (features > 0).sum(0)
+    alive = active.nonzero()[:, 0]
+    kept = features[:, alive].T.double()
+    kept -= kept.mean(1, keepdim=True)
+    norms = torch.linalg.vector_norm(kept, dim=1, keepdim=True)
+    varies = features.amax(0) > features.amin(0)  # the mean of a constant is rounded, its correlations are noise
+    kept = torch.where(varies[alive][:, None], kept / norms.clamp_min(torch.finfo(kept.dtype).tiny), 0.0)
+    follows = (kept @ kept.T).abs_().gt(correlation).triu_(1).any(1)
+    return active[alive][~follows].sum().item() / features.numel()
 
 
 # ======================================================================================

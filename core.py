@@ -5,7 +5,7 @@ Collapse*, NeurIPS 2023): parameters where a neuron has vanished, or where two n
 
     data               load_dataset
     models             vgg16, resnet18
-    collapse metrics   normalized_distances, independent_neurons, effective_rank, neuron_groups,
+    collapse metrics   normalized_distances, independent_neurons, effective_rank, feature_sparsity, neuron_groups,
                        collapse_report, distance_maps: in collapse.py, which stands alone; import them from here
     training           Run, train, sweep: in training.py
     scripts            run_script, run_sweeps: arguments, results, environment
@@ -34,6 +34,7 @@ from collapse import (  # noqa: F401  (the room of the collapse metrics)
     collapse_report,
     distance_maps,
     effective_rank,
+    feature_sparsity,
     independent_neurons,
     neuron_groups,
     normalized_distances,
@@ -76,7 +77,9 @@ def load_dataset(name: str, root: str | Path = "data") -> Dataset:
     `name`: cifar10, cifar100, usps, mnist, fashion_mnist (torchvision downloads these into `root`
     and verifies their checksums), synthetic (generated, see `synthetic_dataset`), or the stem of
     any npz file in `root` with `train_images` and `test_images` (uint8, N x H x W or N x H x W x C)
-    and `train_labels` and `test_labels` (integers from 0), and maybe a text `source` for the results.
+    and `train_labels` and `test_labels` (integers from 0), and maybe a text `source` for the results;
+    or a folder in `root` with images of one size in train/<class>/ and val/<class>/ (Tiny ImageNet: as it
+    is unpacked, val/val_annotations.txt is read).
 
     Raises ValueError for an unknown name or a bad file, OSError if the download fails.
     """
@@ -85,6 +88,8 @@ def load_dataset(name: str, root: str | Path = "data") -> Dataset:
         return synthetic_dataset()
     if path.exists():
         arrays, source = _read_npz(path), path.name
+    elif (Path(root) / name / "train").is_dir():
+        arrays, source = _read_folder(Path(root) / name), f"{name}/"
     elif name in _DOWNLOADS:
         arrays, source = _download(name, Path(root)), "torchvision"
     else:
@@ -123,6 +128,32 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     seen = np.unique(arrays["train_labels"])
     if seen[0] != 0 or seen[-1] != len(seen) - 1 or not np.isin(arrays["test_labels"], seen).all():
         raise ValueError(f"{path}: labels must be 0..classes-1, every class in train; train has {seen[:12].tolist()}")
+    return arrays
+
+
+def _read_folder(root: Path) -> dict[str, np.ndarray]:
+    from torchvision.datasets import ImageFolder
+
+    arrays = {}
+    try:
+        files = {split: ImageFolder(root / split) for split in ("train", "val")}
+        classes = files["train"].class_to_idx
+        samples = {split: [(path, folder.classes[k]) for path, k in folder.samples] for split, folder in files.items()}
+        if (root / "val" / "val_annotations.txt").exists():
+            lines = (root / "val" / "val_annotations.txt").read_text().splitlines()
+            samples["val"] = [(root / "val" / "images" / name, label) for name, label, *_ in map(str.split, lines)]
+        for split, key in (("train", "train"), ("val", "test")):
+            images = [np.asarray(files[split].loader(path)) for path, _ in samples[split]]
+            arrays[f"{key}_images"] = np.stack(images)
+            arrays[f"{key}_labels"] = np.array([classes[label] for _, label in samples[split]])
+    except KeyError as error:
+        raise ValueError(f"{root}: the class {error} of val/ is not among those of train/") from None
+    except ValueError as error:  # numpy: images of several sizes
+        raise ValueError(
+            f"{root} is not a folder of images of one size, train/<class>/*, val/<class>/* ({error})"
+        ) from None
+    except OSError as error:
+        raise ValueError(f"{root}: expected images in train/<class>/ and val/<class>/ ({error})") from None
     return arrays
 
 
@@ -196,12 +227,12 @@ def vgg16(num_classes: int = 10, width: int = 64) -> nn.Sequential:
     return model
 
 
-def resnet18(num_classes: int = 100, width: int = 64) -> nn.Module:
+def resnet18(num_classes: int = 100, width: int = 64, blocks: tuple = (2, 2, 2, 2)) -> nn.Module:
     """ResNet-18 of the paper for 3 x 32 x 32 images: GELU, stem 3x3 stride 1 without max-pool.
 
     torchvision's network otherwise (batch norm, its initialisation); the replaced stem keeps the
     default initialisation of a convolution, as in the reference code. 11.22 M parameters at
-    width 64 and 100 classes.
+    width 64 and 100 classes. `blocks`: how many of them in each stage; (3, 4, 6, 3) is ResNet-34.
     """
     from torchvision.models import resnet
 
@@ -211,7 +242,7 @@ def resnet18(num_classes: int = 100, width: int = 64) -> nn.Module:
                 self.inplanes = width
             return super()._make_layer(block, planes * width // 64, *args, **options)
 
-    model = ScaledResNet(resnet.BasicBlock, [2, 2, 2, 2])
+    model = ScaledResNet(resnet.BasicBlock, list(blocks))
     model.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
     model.bn1 = nn.BatchNorm2d(width)
     model.maxpool = nn.Identity()
@@ -372,7 +403,9 @@ def run_script(
         try:
             measured = function(**settings, device=device)
             path = out / f"{prefix}{name}.json"
-            save_result(path, name, args, settings, device, time.perf_counter() - start, measured)
+            if measured is not None:  # of a training that other ranks share, rank 0 has the results
+                name = path.stem.removeprefix("benchmark_")
+                save_result(path, name, args, settings, device, time.perf_counter() - start, measured)
         except (ValueError, OSError) as error:
             parser.error(f"{name}: {error}")
         except KeyboardInterrupt:

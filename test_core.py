@@ -933,8 +933,8 @@ def test_what_stops_a_run_is_one_line_and_keeps_the_state(images, tmp_path, monk
     assert checkpoint.read_bytes() == good and not list((tmp_path / run.name).glob(".*.pt.*"))
     with pytest.raises(ValueError, match="larger than"):
         train_here(dataclasses.replace(TINY, batch_size=8192), images, tmp_path)
-    with pytest.raises(ValueError, match="at most 32 x 32"):
-        big = torch.zeros(2, 3, 40, 40, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="at most 64 x 64"):
+        big = torch.zeros(2, 3, 72, 72, dtype=torch.uint8)
         training.Images(core.Dataset(big, torch.arange(2), big, torch.arange(2)), "mine", torch.device("cpu"))
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setattr(training, "form_team", lambda runs, device: training.Team(size=3))

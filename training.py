@@ -6,6 +6,7 @@ its result does not depend on how many processes shared it. Import it from core.
 """
 
 import contextlib
+import copy
 import dataclasses
 import datetime
 import json
@@ -30,10 +31,11 @@ class Run:
     """The settings of one training; the defaults are those of the paper's networks.
 
     Mean cross-entropy; SGD with momentum and coupled weight decay on all parameters; the learning
-    rate rises linearly over `warmup_steps`, then stays. `label_noise` is the probability that an
-    example's label is replaced, anew each epoch, by a uniformly drawn other class. `batch_size` is
-    global. `precision`: auto (bfloat16 where the device has it) or float32. `start` names weights to
-    begin from, relative to the runs' folder.
+    rate rises linearly over `warmup_steps`, then stays, or follows `growth` and the decays (see
+    `learning_rate_at`). `label_noise` is the probability that an example's label is replaced, anew
+    each epoch, by a uniformly drawn other class. `batch_size` is global. `normalize`: images have mean
+    0 and deviation 1 per channel, else they are in [0, 1]. `precision`: auto (bfloat16 where the
+    device has it) or float32. `start` names weights to begin from, relative to the runs' folder.
     """
 
     model: str = "vgg16"
@@ -52,6 +54,10 @@ class Run:
     start: str = ""
     eval_every: int = 5000
     milestones: tuple[int, ...] = ()
+    growth: float = 1.0
+    decay_steps: tuple[int, ...] = ()
+    decay_factors: tuple[float, ...] = ()
+    normalize: bool = True
 
     @property
     def name(self) -> str:
@@ -70,8 +76,15 @@ class Run:
 
 
 def learning_rate_at(run: Run, step: int) -> float:
-    """The learning rate of step `step`, counted from 0."""
-    return run.learning_rate * min(1.0, (step + 1) / max(1, run.warmup_steps))
+    """The learning rate of step `step`, counted from 0.
+
+    After the linear warm-up it is multiplied by growth^(100 step / steps) until the first decay, where
+    this factor stays, and by each of `decay_factors` from that one of `decay_steps` on.
+    """
+    rate = run.learning_rate * min(1.0, (step + 1) / max(1, run.warmup_steps))
+    rate *= run.growth ** (100 * min(step, *run.decay_steps, run.steps) / run.steps)
+    passed = [factor for at, factor in zip(run.decay_steps, run.decay_factors, strict=True) if step >= at]
+    return rate * math.prod(passed)
 
 
 # ======================================================================================
@@ -87,19 +100,22 @@ STATISTICS = {  # the paper's channel means and standard deviations
 class Images:
     """A data set resident on the device as uint8, channels last, padded by 4: batches are one gather.
 
-    Grey images get three equal channels, images smaller than 32 x 32 a black frame.
+    Grey images get three equal channels, images smaller than 32 x 32 a black frame. `size`: 32, or
+    the longer side of larger images, up to 64 (Tiny ImageNet; VGG-16 of core needs 32).
     """
 
     def __init__(self, dataset, name: str, device: torch.device):
+        self.size = size = max(32, *dataset.train_images.shape[2:])
+
         def framed(images, margin):
             images = images.expand(-1, 3, -1, -1)
             height, width = images.shape[2:]
-            if images.shape[1] != 3 or max(height, width) > 32:
+            if images.shape[1] != 3 or size > 64:
                 raise ValueError(
-                    f"{name}: images must be grey or RGB and at most 32 x 32, not {tuple(images.shape[1:])}"
+                    f"{name}: images must be grey or RGB and at most 64 x 64, not {tuple(images.shape[1:])}"
                 )
-            top, left = margin + (32 - height) // 2, margin + (32 - width) // 2
-            full = 32 + 2 * margin
+            top, left = margin + (size - height) // 2, margin + (size - width) // 2
+            full = size + 2 * margin
             images = F.pad(images, (left, full - width - left, top, full - height - top))
             return images.permute(0, 2, 3, 1).contiguous().to(device)
 
@@ -109,13 +125,24 @@ class Images:
         if name in STATISTICS:
             mean, std = (torch.tensor(values) * 255 for values in STATISTICS[name])
         else:
-            inner = self.train[:, 4:36, 4:36].float().cpu()
+            inner = self.plain_train(len(self.train)).float().cpu()
             mean, std = inner.mean((0, 1, 2)), inner.std((0, 1, 2)).clamp_min(1.0)
         self.mean, self.std = mean.to(device), std.to(device)
 
     def normalized(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, 32, 32, 3] -> float [B, 3, 32, 32], channels last in memory."""
+        """uint8 [B, size, size, 3] -> float [B, 3, size, size], channels last in memory."""
         return ((pixels - self.mean) / self.std).permute(0, 3, 1, 2)
+
+    def prepared(self, normalize: bool) -> "Images":
+        """Itself, or without normalisation the same images for which `normalized` yields [0, 1]."""
+        other = copy.copy(self)
+        if not normalize:
+            other.mean, other.std = torch.zeros_like(self.mean), torch.full_like(self.std, 255.0)
+        return other
+
+    def plain_train(self, count: int) -> Tensor:
+        """uint8 [count, size, size, 3]: the first training images, without their margin."""
+        return self.train[:count, 4 : 4 + self.size, 4 : 4 + self.size]
 
     def epoch(self, run: Run, epoch: int) -> tuple[Tensor, Tensor]:
         """All that is random in an epoch: where each example's crop starts (and its direction), and its label.
@@ -130,18 +157,18 @@ class Images:
         flip = (torch.rand(count, generator=generator) < 0.5) & run.augment
         wrong = torch.rand(count, generator=generator) < run.label_noise
         other = torch.randint(1, self.classes, (count,), generator=generator)
-        device = self.train.device
+        device, side = self.train.device, self.size + 8
         direction = torch.where(flip, -1, 1)
-        first = order * 1600 + shift[0] * 40 + shift[1] + torch.where(flip, 31, 0)
+        first = order * side**2 + shift[0] * side + shift[1] + torch.where(flip, self.size - 1, 0)
         labels = self.train_labels[order.to(device)]
         labels = torch.where(wrong.to(device), (labels + other.to(device)) % self.classes, labels)
         return torch.stack([first, direction], 1).to(device), labels
 
     def batch(self, crops: Tensor) -> Tensor:
-        """uint8 [B, 32, 32, 3] for crops [B, 2] of `epoch`."""
-        grid = torch.arange(32, device=crops.device)
-        pixels = crops[:, :1, None] + 40 * grid[None, :, None] + crops[:, 1:, None] * grid[None, None, :]
-        return self.train.view(-1, 3).index_select(0, pixels.flatten()).view(-1, 32, 32, 3)
+        """uint8 [B, size, size, 3] for crops [B, 2] of `epoch`."""
+        grid, side = torch.arange(self.size, device=crops.device), self.size + 8
+        pixels = crops[:, :1, None] + side * grid[None, :, None] + crops[:, 1:, None] * grid[None, None, :]
+        return self.train.view(-1, 3).index_select(0, pixels.flatten()).view(-1, self.size, self.size, 3)
 
 
 # ======================================================================================
@@ -254,7 +281,31 @@ def evaluate(model: nn.Module, data: Images, team: Team, precision: str, batch: 
     return loss, accuracy
 
 
-def train(run: Run, data: Images, folder: Path, device: torch.device, team: Team = Team(), show: bool = True) -> dict:
+def collapse_measure(run: Run, model: nn.Module, data: Images):
+    """The function that says of `model`, each time it is called, how far it has collapsed; for logs.
+
+    "groups": of all true groups of neurons; "paper": of the paper's pairs of layers.
+    """
+    import core
+
+    groups = core.neuron_groups(model, data.normalized(data.test[:1]))
+    paper_groups = core.neuron_groups(model, data.normalized(data.test[:1]), pairing="paper")
+    return lambda: {
+        "groups": collapse_columns(core.collapse_report(groups)),
+        "paper": collapse_columns(core.collapse_report(paper_groups, incoming_mask=True)),
+    }
+
+
+def train(
+    run: Run,
+    data: Images,
+    folder: Path,
+    device: torch.device,
+    team: Team = Team(),
+    show: bool = True,
+    build=None,
+    measure=collapse_measure,
+) -> dict:
     """Train one network, or go on with it, in `folder`; returns its log, "diverged_at" (step or None) and "seconds".
 
     Writes settings.json, log.jsonl (a line per evaluation: step, losses, accuracy, collapse of every
@@ -262,9 +313,14 @@ def train(run: Run, data: Images, folder: Path, device: torch.device, team: Team
     read, not run. Loss NaN or infinite ends the run as diverged at that step. SIGTERM and Ctrl-C
     save and exit. Raises ValueError for settings that differ or impossible ones, OSError if it
     can't write.
+
+    Other networks: `build(run, classes)` makes them; else `run.model` is a function of core. Other
+    measurements: `measure(run, model, data)` is called once and returns a function that is called at each
+    evaluation for more columns of the log; it must leave the model and global random numbers alone.
     """
     import core  # core opens this room: it is there by now
 
+    data = data.prepared(run.normalize)
     if run.batch_size > len(data.train):
         raise ValueError(f"batch size {run.batch_size} is larger than the {len(data.train)} training images")
     folder.mkdir(parents=True, exist_ok=True)
@@ -280,7 +336,8 @@ def train(run: Run, data: Images, folder: Path, device: torch.device, team: Team
         core.write_json(settings_file, settings)
 
     torch.manual_seed(run.seed)
-    plain = getattr(core, run.model)(data.classes, run.width).to(device, memory_format=torch.channels_last)
+    plain = build(run, data.classes) if build else getattr(core, run.model)(data.classes, run.width)
+    plain = plain.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         plain.parameters(), lr=run.learning_rate, momentum=run.momentum, weight_decay=run.weight_decay
     )
@@ -305,8 +362,7 @@ def train(run: Run, data: Images, folder: Path, device: torch.device, team: Team
 
     began = time.perf_counter() - seconds  # seconds: of all sittings together
     model = DistributedDataParallel(plain, process_group=team.group) if team.size > 1 else plain
-    groups = core.neuron_groups(plain, data.normalized(data.test[:1]))
-    paper_groups = core.neuron_groups(plain, data.normalized(data.test[:1]), pairing="paper")
+    columns = measure(run, plain, data)
     per_epoch, share = len(data.train) // run.batch_size, run.batch_size // team.size
 
     def checkpoint():
@@ -353,8 +409,7 @@ def train(run: Run, data: Images, folder: Path, device: torch.device, team: Team
                 mean_loss = loss_sum.item() / team.size / (step - since)
                 line = {"step": step, "train_loss": mean_loss, "test_loss": test_loss, "test_accuracy": accuracy}
                 if team.rank == 0:
-                    line["groups"] = collapse_columns(core.collapse_report(groups))
-                    line["paper"] = collapse_columns(core.collapse_report(paper_groups, incoming_mask=True))
+                    line |= columns()
                     log.append(line)
                     with open(log_file, "a") as file:
                         file.write(json.dumps(line) + "\n")
@@ -384,8 +439,10 @@ def collapse_columns(report: list[dict]) -> dict[str, list]:
     return {key: [row[key] for row in report] for key in keys}
 
 
-def sweep(runs: list[Run], dataset, folder: str | Path, device: torch.device) -> list[dict] | None:
+def sweep(runs: list[Run], dataset, folder: str | Path, device: torch.device, **options) -> list[dict] | None:
     """Train all runs, shared among the torchrun ranks; safe to run again. `dataset`: of `core.load_dataset`.
+
+    `options`: `build` and `measure` of `train`.
 
     Returns a dict per run, {"run": settings, "log": [...], "diverged_at": ...}, on rank 0; None on
     the other ranks. Batches that a team can't divide are refused before anything starts.
@@ -401,7 +458,8 @@ def sweep(runs: list[Run], dataset, folder: str | Path, device: torch.device) ->
     data = Images(dataset, runs[0].dataset, device)
     records = {}
     for k in range(team.index, len(runs), team.teams):
-        record = train(runs[k], data, Path(folder) / runs[k].name, device, team, show=team.index == team.rank == 0)
+        show = team.index == team.rank == 0
+        record = train(runs[k], data, Path(folder) / runs[k].name, device, team, show, **options)
         if team.rank == 0:
             records[k] = {"run": dataclasses.asdict(runs[k]), "name": runs[k].name, **record}
     if ranks > 1:
