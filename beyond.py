@@ -42,9 +42,9 @@ def extract(
 ) -> dict:
     """What the extracted networks of finished runs keep of accuracy and cost, at several thresholds.
 
-    Fine-tuning: `finetune` steps of the run's own SGD at `learning_rate`, of the whole network and of each extracted
-    one. First, networks with `planted` collapse (full width, untrained), where the function must not change. `network`: settings of a Run
-    to train and use in place of `runs`.
+    Fine-tuning: `finetune` steps of the run's own SGD at `learning_rate`, of the whole network and of each
+    extracted one. First, networks with `planted` collapse (full width, untrained), where the function must not
+    change. `network`: settings of a Run to train and use in place of `runs`.
     """
     exact, draw = [], torch.Generator().manual_seed(seed)
     mlp = [nn.Linear(40, 64), nn.Tanh(), nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 10)]
