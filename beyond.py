@@ -46,6 +46,19 @@ def extract(
     extracted one. First, networks with `planted` collapse (full width, untrained), where the function must not
     change. `network`: settings of a Run to train and use in place of `runs`.
     """
+    device = torch.device(device)
+    with tempfile.TemporaryDirectory() as folder:
+        if network:
+            run = Run(**network, seed=seed)
+            train(
+                run, Images(core.load_dataset(run.dataset, data), run.dataset, device), Path(folder) / run.name, device
+            )
+        found = [
+            path.parent for root in ([folder] if network else runs) for path in sorted(Path(root).rglob("weights_*.pt"))
+        ]
+        networks = [(path.name, *trained_network(path, None, device)) for path in dict.fromkeys(found)]
+    if not networks:
+        raise ValueError(f"no finished run below {', '.join(map(str, runs))}; train some: vgg_cifar10.py lr --width 8")
     exact, draw = [], torch.Generator().manual_seed(seed)
     mlp = [nn.Linear(40, 64), nn.Tanh(), nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 10)]
     known = {
@@ -66,20 +79,11 @@ def extract(
             before, after = model.eval()(x), smaller.eval()(x)
         row |= {"change": (before - after).abs().max().item(), "scale": before.abs().max().item()}
         exact.append(row | {"parameters": [sum(p.numel() for p in net.parameters()) for net in (model, smaller)]})
-    with tempfile.TemporaryDirectory() as folder:
-        if network:
-            run = Run(**network, seed=seed)
-            train(
-                run, Images(core.load_dataset(run.dataset, data), run.dataset, device), Path(folder) / run.name, device
-            )
-        found = sorted(
-            {path.parent for root in ((folder,) if network else runs) for path in Path(root).rglob("weights_*.pt")}
-        )
-        networks = [(path.name, *trained_network(path, None, device)) for path in found]
-    rows, images = [], {}
+    rows, images, done = [], {}, []
     for name, run, whole in networks:
-        if run.start:
-            continue  # branches after a drop
+        if run.start or dataclasses.replace(run, milestones=()) in done:
+            continue  # a branch after a drop, or the same training with more milestones
+        done.append(dataclasses.replace(run, milestones=()))
         if run.dataset not in images:
             images[run.dataset] = Images(core.load_dataset(run.dataset, data), run.dataset, device)
         pictures = images[run.dataset]
@@ -105,10 +109,6 @@ def extract(
                 change = (whole.eval()(x) - smaller(x)).abs().max().item(), whole(x).std().item()
             after |= {"tuned": tuned(smaller), "change": change[0], "scale": change[1], "groups": smaller.extraction}
             rows.append(fields | {"redundant": limit, "before": before | cost(whole, x), "after": after})
-    if not rows:
-        raise ValueError(
-            f"no finished run below {', '.join(map(str, runs))}; train some: python vgg_cifar10.py lr --width 8"
-        )
     return {"planted": exact, "networks": rows}
 
 
@@ -120,9 +120,10 @@ def extract(
 def closed_forms(steps: int, pair_steps: int, seed: int) -> list[dict]:
     """The exponent where it is known: quartic well, single neuron, and the two neurons of toy_models.py.
 
-    The quartic well is the neuron w2 w1 x at x = 1 with label mu + noise: (w1 w2 - mu)^2 / 2 along w1 = w2. Here
-    the batches come with noise xi, then -xi: their maps commute, so that this takes off scatter and leaves the mean.
-    The two neurons start 1e-6 apart, and their own distance is followed on the same label noise.
+    The quartic well is the neuron w2 w1 x at x = 1 with label mu + noise: (w1 w2 - mu)^2 / 2 along w1 = w2. Here and
+    for the single neuron, whose maps commute, the one direction of the label noise that acts takes its quantiles in
+    random order, anew in each fifth of the steps: the same law with less scatter. The two neurons start 1e-6
+    apart, and their own distance is followed on the same label noise.
     """
     draw, rows = torch.Generator().manual_seed(seed), []
 
@@ -144,10 +145,12 @@ def closed_forms(steps: int, pair_steps: int, seed: int) -> list[dict]:
     cases = [("quartic", zeta, 0.0025, nn.Identity(), one, 1.5 * one, 1.5, zeta) for zeta in (1.0, 1.7321, 2.5)]
     cases += [("neuron", eta, 0.01, nn.Tanh(), x, y, known[0], (eta * known[1]) ** 0.5) for eta in (1.0, 2.0, 4.0)]
     for case, level, step, activation, x, y, drift, noise in cases:
-        size = level / step**0.5 if case == "quartic" else (32 * level / step) ** 0.5
-        kicks = [size * normal(*y.shape) for _ in range(steps // 2)]
-        batches = [(x, y + sign * kick) for kick in kicks for sign in (1, -1)]
-        model = neurons(1, activation, [0.0], [0.0])
+        quantiles = torch.special.ndtri((torch.arange(steps // 5, dtype=torch.float64) + 0.5) / (steps // 5))
+        quantiles /= quantiles.square().mean().sqrt()
+        kicks = torch.cat([quantiles[torch.randperm(steps // 5, generator=draw)] for _ in range(5)])
+        size = level / step**0.5 if case == "quartic" else (level * len(x) / step) ** 0.5
+        batches = [(x, y + size * kick * x / x.norm()) for kick in kicks]
+        model = neurons(1, activation, [1e-9], [1e-9])  # along the axis that grows most
         sets, sgd = {"0": torch.tensor([0])}, torch.optim.SGD(model.parameters(), step)
         found = collapse_exponent(model, sets, batches, sgd, half_square, blocks=10)
         rows.append(
@@ -212,9 +215,9 @@ NETWORK = {  # narrow, and noisy enough that neurons merge within minutes
 
 def exponent(
     network: dict = NETWORK,
-    early: int = 8000,
+    early: int = 6000,
     window: int = 1000,
-    pairs: int = 400,
+    pairs: int = 250,
     layers: int = 4,
     seeds: int = 2,
     frozen_steps: int = 500,
@@ -235,6 +238,7 @@ def exponent(
     `frozen` at step `early`, exponents with and without weight decay, with mini-batches and with one
     large batch of `frozen_images` in place of all.
     """
+    device = torch.device(device)
     result = {"closed": closed_forms(steps, pair_steps, seed), "runs": []}
     for k in range(seeds):
         run = Run(**network, seed=seed + k)
@@ -254,7 +258,7 @@ def exponent(
             paths = torch.stack([normalized_distances(group.vectors())[one, two] for group in groups])
             nearest = paths[0].argsort()[:pairs]
             sets[groups[0].name] = torch.stack([one, two], 1)[nearest]
-            distances.append(paths[:, nearest])
+            distances.append(paths[[0, -1]][:, nearest])
             merged.append((paths < 0.1).sum(1))  # of all pairs of the group
         start = copy.deepcopy(model)
         found = collapse_exponent(model, sets, step_batches(images, run, early, early + 2 * window), sgd_of(model, run))
@@ -263,8 +267,9 @@ def exponent(
         measured = {
             "settings": dataclasses.asdict(run),
             "groups": {name: len(index) for name, index in sets.items()},
+            "index": torch.cat(list(sets.values())),
+            "distance": torch.cat(distances, 1),  # at step `early` and at the end
             "steps": moments,
-            "distance": torch.cat(distances, 1),
             "merged": torch.stack(merged, 1),
             "predicted": found["growth"][late].mean(0),
             "same": (logs[window] - logs[first]) / (window - first),

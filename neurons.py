@@ -170,7 +170,7 @@ def trained_network(folder: Path, step: int | None, device) -> tuple[Run, nn.Mod
     try:
         run = Run(**json.loads((folder / "settings.json").read_text()))
         found = {int(path.stem.split("_")[1]): path for path in folder.glob("weights_*.pt")}
-        path = found[max(found) if step is None else step] if found else folder / "checkpoint.pt"
+        path = found[run.steps if step is None else step] if found else folder / "checkpoint.pt"
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{folder} is no run directory with weights ({error})") from None
     weights = load_state(path, device)

@@ -306,7 +306,7 @@ OPTIONS = {
         "help": "normalised distances below which two neurons are one (0.1 0.3 0.6)",
     },
     "finetune": {"type": int, "help": "extract: steps of fine-tuning (default: 200)"},
-    "pairs": {"type": int, "help": "exponent: nearest pairs per group (default: 400)"},
+    "pairs": {"type": int, "help": "exponent: nearest pairs per group (default: 250)"},
     "seeds": {"type": int, "help": "exponent: networks (default: 2)"},
     "data": {"help": "folder of the data (default: data)"},
 }
