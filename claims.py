@@ -9,6 +9,7 @@ import inspect
 
 import numpy as np
 
+import claims_beyond
 import claims_chaos
 import claims_deep
 from claims_deep import numbers
@@ -222,7 +223,11 @@ def minibatch_size(minibatch):
     return "rising", numbers(last, 2), f"std {std.max():.2f}", holds
 
 
-PAPERS = {"fig": "Stochastic Collapse", "chaos": "Chaotic Dynamics"}  # by the first letters of the figure's name
+PAPERS = {
+    "fig": "Stochastic Collapse",
+    "chaos": "Chaotic Dynamics",
+    "beyond": "none: ours",
+}  # by the first letters of the figure's name
 CLAIMS = (
     {
         "fig1_quartic": (quartic_density, quartic_collapse, quartic_threshold, quartic_published),
@@ -233,6 +238,7 @@ CLAIMS = (
     }
     | claims_deep.CLAIMS
     | claims_chaos.CLAIMS
+    | claims_beyond.CLAIMS
 )
 
 # ======================================================================================

@@ -371,6 +371,7 @@ def run_script(
         try:
             measured = function(**settings, device=device)
             path = out / f"{prefix}{name}.json"
+            name = path.stem.removeprefix("benchmark_")
             save_result(path, name, args, settings, device, time.perf_counter() - start, measured)
         except (ValueError, OSError) as error:
             parser.error(f"{name}: {error}")

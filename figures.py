@@ -22,6 +22,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 import claims
+import figures_beyond
 import figures_chaos
 import figures_deep
 import figures_theory
@@ -45,7 +46,9 @@ SCRIPTS = {  # what runs on a CPU in minutes: script -> its experiments
     "toy_models.py": ("quartic", "neuron", "pair"),
     "teacher_student.py": ("diagonal", "minibatch"),
 }
-FIGURES = figures_theory.FIGURES | figures_deep.FIGURES | figures_chaos.FIGURES  # name -> (experiments, function)
+FIGURES = (  # name -> (experiments, function)
+    figures_theory.FIGURES | figures_deep.FIGURES | figures_chaos.FIGURES | figures_beyond.FIGURES
+)
 
 # ======================================================================================
 # From results to figures
@@ -81,6 +84,8 @@ def command_of(name):
             return f"`python {script} {name}`"
     if name in ("pruning", "delay", "divergence", "subspace"):
         return f"`python chaotic_sgd.py {name}`"
+    if name.startswith("beyond_"):
+        return f"`python subnetworks.py {name.removeprefix('beyond_')}`"
     script = {"vgg": "vgg_cifar10.py", "resnet": "resnet_cifar100.py"}[name.split("_")[0]]
     return f"`torchrun --nproc_per_node=8 {script} {name.split('_')[1]}`"
 

@@ -321,7 +321,7 @@ def main(argv: list[str] | None = None) -> None:
         "extract": {"network": tiny, "redundant": (0.1,), "finetune": 5, "planted": ("MLP", "resnet18")},
         "exponent": {
             "network": tiny | {"milestones": (20, 40)}, "folder": "runs/quick/subnetworks", "seeds": 1, "early": 20,
-            "window": 10, "pairs": 20, "frozen_steps": 10, "frozen_images": 64, "steps": 1000, "pair_steps": 1000,
+            "window": 10, "pairs": 20, "frozen_steps": 10, "frozen_images": 64, "steps": 300, "pair_steps": 300,
         },
     }  # fmt: skip
     run_script(__doc__, {"measure": measure, "extract": extract, "exponent": exponent}, quick, argv, "beyond_", OPTIONS)
