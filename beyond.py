@@ -5,7 +5,7 @@ Run them with subnetworks.py.
 
 import copy
 import dataclasses
-import itertools
+import json
 import tempfile
 import time
 import warnings
@@ -53,10 +53,11 @@ def extract(
             train(
                 run, Images(core.load_dataset(run.dataset, data), run.dataset, device), Path(folder) / run.name, device
             )
-        found = [
-            path.parent for root in ([folder] if network else runs) for path in sorted(Path(root).rglob("weights_*.pt"))
+        settings = [
+            path for root in ([folder] if network else runs) for path in sorted(Path(root).rglob("settings.json"))
         ]
-        networks = [(path.name, *trained_network(path, None, device)) for path in dict.fromkeys(found)]
+        last = [path.with_name(f"weights_{json.loads(path.read_text()).get('steps')}.pt") for path in settings]
+        networks = [(p.parent.name, *trained_network(p.parent, None, device)) for p in last if p.exists()]  # finished
     if not networks:
         raise ValueError(f"no finished run below {', '.join(map(str, runs))}; train some: vgg_cifar10.py lr --width 8")
     exact, draw = [], torch.Generator().manual_seed(seed)
@@ -163,32 +164,49 @@ def closed_forms(steps: int, pair_steps: int, seed: int) -> list[dict]:
         model = neurons(2, nn.GELU(), [0.8 + 1e-6, 0.8], [-0.5, -0.5])
         sets, sgd = {"0": torch.tensor([[0, 1]])}, torch.optim.SGD(model.parameters(), rate, 0.9)
         found = collapse_exponent(
-            model, sets, [(x, y + level * normal(8, 1)) for _ in range(pair_steps)], sgd, half_square
+            model, sets, [(x, y + level * normal(8, 1)) for _ in range(pair_steps)], sgd, half_square, blocks=8
         )
         distance, first = found["log_distance"][:, 0], pair_steps // 5
+        last = int((distance > -25).int().cumprod(0).sum()) - 1  # above rounding
         row = {
             "case": "pair",
             "learning_rate": rate,
             "level": level,
-            "exponent": found["exponent"],
             "error": found["error"],
+            "rate": found["exponent"],
         }
-        rows.append(row | {"expected": (distance[-1] - distance[first]) / (pair_steps - 1 - first)})
+        row["exponent"] = found["growth"][first:last, 0].mean()
+        rows.append(row | {"expected": (distance[last] - distance[first]) / (last - first)})
     return rows
 
 
-def causes(model, sets, images, run, early, steps, large) -> tuple[dict, dict]:
-    """Exponents at one fixed network, with and without noise and weight decay; and what a step of them costs.
+def per_thousand(rates: torch.Tensor) -> torch.Tensor:
+    """Rates per 1,000 steps, with the digits that a result needs."""
+    return (1000 * rates).round(decimals=4)
 
-    Noise 0: one batch of `large` images in place of all batches. The nearest 100 pairs of each of the last two groups.
+
+def causes(start, sets, images, run, early, steps, calm_steps, calm_batch) -> tuple[dict, dict]:
+    """Exponents with and without noise and weight decay; and what a step of 100 pairs costs.
+
+    Training goes on from the network `start` for `steps` steps, or `calm_steps` steps of batches of `calm_batch` images
+    where noise is taken away; last, the network is kept fixed. The nearest 100 pairs of each of the last two groups.
     """
     sets, found = {name: index[:100] for name, index in list(sets.items())[-2:]}, {}
-    calm = next(step_batches(images, dataclasses.replace(run, batch_size=large), 0, 1))
-    for name, noise, decay in (("both", 1, 1), ("no decay", 1, 0), ("no noise", 0, 1), ("neither", 0, 0)):
+    for name, noise, decay in (
+        ("both", 1, 1),
+        ("no decay", 1, 0),
+        ("no noise", 0, 1),
+        ("neither", 0, 0),
+        ("fixed", 1, 1),
+    ):
         settings = dataclasses.replace(run, weight_decay=run.weight_decay * decay)
-        batches = step_batches(images, run, early, early + steps) if noise else itertools.repeat(calm, steps)
-        exponents = collapse_exponent(model, sets, batches, sgd_of(model, settings), frozen=True)
-        found[name] = {key: exponents[key] for key in ("exponent", "error", "curvature", "noise", "decay")}
+        settings = settings if noise else dataclasses.replace(settings, batch_size=calm_batch)
+        count, first = (steps, early) if noise else (calm_steps, 0)
+        model, batches = copy.deepcopy(start), step_batches(images, settings, first, first + count)
+        exponents = collapse_exponent(model, sets, batches, sgd_of(model, settings), frozen=name == "fixed")
+        found[name] = {key: per_thousand(exponents[key]).mean() for key in ("error", "curvature", "noise", "decay")}
+        found[name]["exponent"] = per_thousand(exponents["exponent"])
+    model = start
     one, spent = dict(list(sets.items())[-1:]), {"gradient": [], "exponent": []}
     for _ in range(5):
         batches, sgd = list(step_batches(images, run, early, early + 10)), sgd_of(model, run)
@@ -220,8 +238,9 @@ def exponent(
     pairs: int = 250,
     layers: int = 4,
     seeds: int = 2,
-    frozen_steps: int = 500,
-    frozen_images: int = 1024,
+    cause_steps: int = 1000,
+    calm_steps: int = 300,
+    calm_batch: int = 512,
     steps: int = 4000,
     pair_steps: int = 10_000,
     data: str = "data",
@@ -234,9 +253,8 @@ def exponent(
     Each seed's network (settings `network`) is trained to the end. From its weights at step `early` SGD goes on for two
     windows (with the run's batches, in float32, momentum from zero) with the exponents of the nearest `pairs` in each
     of the last `layers` groups: those of the first window predict the slope in the same and in the next one, and who
-    has merged (normalised distance below 0.1) at the end of the run itself. Causes: with the first seed's network
-    `frozen` at step `early`, exponents with and without weight decay, with mini-batches and with one
-    large batch of `frozen_images` in place of all.
+    has merged (normalised distance below 0.1) at the end of the run itself. All rates are per 1,000 steps. See
+    `causes` for the rest.
     """
     device = torch.device(device)
     result = {"closed": closed_forms(steps, pair_steps, seed), "runs": []}
@@ -268,15 +286,17 @@ def exponent(
             "settings": dataclasses.asdict(run),
             "groups": {name: len(index) for name, index in sets.items()},
             "index": torch.cat(list(sets.values())),
-            "distance": torch.cat(distances, 1),  # at step `early` and at the end
+            "distance": torch.cat(distances, 1).round(decimals=4),  # at step `early` and at the end
             "steps": moments,
             "merged": torch.stack(merged, 1),
-            "predicted": found["growth"][late].mean(0),
-            "same": (logs[window] - logs[first]) / (window - first),
-            "next": (logs[-1] - logs[window]) / (window - 1),
+            "predicted": per_thousand(found["growth"][late].mean(0)),
+            "same": per_thousand((logs[window] - logs[first]) / (window - first)),
+            "next": per_thousand((logs[-1] - logs[window]) / (window - 1)),
         }
         result["runs"].append(measured)
         if k == 0:
-            result["parts"] = {key: found[key] for key in ("exponent", "curvature", "noise", "decay")}
-            result["causes"], result["cost"] = causes(start, sets, images, run, early, frozen_steps, frozen_images)
+            result["parts"] = {key: per_thousand(found[key]) for key in ("exponent", "curvature", "noise", "decay")}
+            result["causes"], result["cost"] = causes(
+                start, sets, images, run, early, cause_steps, calm_steps, calm_batch
+            )
     return result

@@ -63,11 +63,11 @@ def scatter(axes, result, which, words):
     ends = np.cumsum(list(runs[0]["groups"].values()))
     for k, (color, name, end) in enumerate(zip(shades(len(names)), names, ends, strict=True)):
         part = slice(end - runs[0]["groups"][name], end)
-        x = 1000 * np.concatenate([np.array(run["predicted"][part], float) for run in runs])
-        y = 1000 * np.concatenate([np.array(run[which][part], float) for run in runs])
+        x = np.concatenate([np.array(run["predicted"][part], float) for run in runs])
+        y = np.concatenate([np.array(run[which][part], float) for run in runs])
         axes.plot(x, y, MARKERS[k], color=color, ms=2.5, alpha=0.6, label=name, mew=0)
     low, high = np.nanpercentile(np.concatenate([run[key] for run in runs for key in ("predicted", which)]), [0, 100])
-    line = 1000 * np.array([low, high])
+    line = np.array([low, high])
     axes.plot(line, line, "k--", lw=0.8)
     count, correlation, slope = fit(result, which)
     axes.set_title(f"{words}: r = {correlation:.2f}, slope {slope:.2f}, {count:,} pairs", loc="left")
@@ -109,12 +109,13 @@ def draw_roc(axes, result):
         f"merged at step {run['steps'][-1]:,}, told at {run['steps'][0]:,}: {merged.sum()} of {len(merged):,} pairs",
         loc="left",
     )
-    axes.legend(title="area (95 %, bootstrap over neurons)", fontsize=7, loc="lower right")
+    if found:
+        axes.legend(title="area (95 %, bootstrap over neurons)", fontsize=7, loc="lower right")
 
 
 def draw_parts(axes, result):
     """What the exponents are made of, along training: distribution over pairs."""
-    parts = {key: 1000 * np.array(result["parts"][key], float) for key in ("curvature", "noise", "decay", "exponent")}
+    parts = {key: np.array(result["parts"][key], float) for key in ("curvature", "noise", "decay", "exponent")}
     parts["sum of three"] = parts["curvature"] + parts["noise"] + parts["decay"]
     names = ["curvature", "noise", "decay", "sum of three", "exponent"]
     boxes = axes.boxplot([parts[name] for name in names], whis=(5, 95), showfliers=False, patch_artist=True, widths=0.6)
@@ -129,23 +130,21 @@ def draw_parts(axes, result):
 
 
 def draw_causes(axes, result):
-    """Exponents at one fixed network with and without noise and weight decay."""
+    """Exponents where training goes on with and without noise and weight decay."""
     names = {"neither": "neither", "no decay": "noise only", "no noise": "decay only", "both": "both"}
     for k, name in enumerate(names):
-        cause = {key: 1000 * np.array(value, float) for key, value in result["causes"][name].items()}
+        cause = result["causes"][name]
         low, high = np.percentile(cause["exponent"], [5, 95])
-        axes.plot([k, k], [low, high], color="0.6", lw=6, solid_capstyle="butt")
-        axes.errorbar(k, cause["exponent"].mean(), cause["error"].mean(), fmt="ko", ms=5, capsize=4)
-        axes.plot(
-            k, sum(cause[key].mean() for key in ("curvature", "noise", "decay")), "x", color="#c0392b", ms=8, mew=2
-        )
-    axes.plot([], [], "ko", label="mean exponent, s.e. of its noise")
-    axes.plot([], [], "x", color="#c0392b", mew=2, label="curvature + noise + decay")
-    axes.plot([], [], color="0.6", lw=6, label="5 to 95 % of pairs")
+        axes.plot([k, k], [low, high], color="0.75", lw=14, solid_capstyle="butt", zorder=1)
+        axes.errorbar(k, np.mean(cause["exponent"]), cause["error"], fmt="ko", ms=5, capsize=4)
+        for dx, marker, key in ((-0.3, "v", "curvature"), (-0.2, "^", "noise"), (0.2, "s", "decay")):
+            axes.plot(k + dx, cause[key], marker, color="#1b6ca8", ms=5, label=key if k == 0 else None)
+    axes.plot([], [], "ko", label="exponent: mean, s.e.")
+    axes.plot([], [], color="0.75", lw=6, label="5 to 95 % of pairs")
     axes.axhline(0, color="k", lw=0.8)
     axes.set_xticks(range(4), names.values())
-    axes.set_ylabel("exponent per 1,000 steps")
-    axes.set_title(f"network fixed at step {result['settings']['early']:,}", loc="left")
+    axes.set_ylabel("per 1,000 steps")
+    axes.set_title(f"training goes on from step {result['settings']['early']:,} with", loc="left")
     axes.legend(fontsize=7)
 
 

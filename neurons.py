@@ -1,6 +1,6 @@
-"""What belongs to a neuron: its parameters, the one it merges into, and what it adds to the loss.
+"""What belongs to a neuron: its parameters, the one it merges into, what it adds to the loss; and trained networks.
 
-The room behind subnetworks.py, on top of `core.neuron_groups`.
+The room behind subnetworks.py and beyond.py, on top of `core.neuron_groups`.
 """
 
 import json
@@ -166,18 +166,18 @@ def contribution(vectors: Tensor, shapes: dict, nodes: list, modules: dict, inpu
 
 
 def trained_network(folder: Path, step: int | None, device) -> tuple[Run, nn.Module]:
-    """Settings and network of a run directory: its weights of that step, or the last ones that are there."""
+    """Settings and network of a run directory: its weights of that step, or those at its end (or where it is)."""
     try:
         run = Run(**json.loads((folder / "settings.json").read_text()))
         found = {int(path.stem.split("_")[1]): path for path in folder.glob("weights_*.pt")}
         path = found[run.steps if step is None else step] if found else folder / "checkpoint.pt"
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{folder} is no run directory with weights ({error})") from None
-    weights = load_state(path, device)
-    weights = weights["model"] if path.name == "checkpoint.pt" else weights
-    model = getattr(core, run.model)(next(reversed(weights.values())).shape[0], run.width)
-    model.load_state_dict(weights)
-    return run, model.to(device)
+        weights = load_state(path, device)
+        weights = weights["model"] if path.name == "checkpoint.pt" else weights
+        model = getattr(core, run.model)(next(reversed(weights.values())).shape[0], run.width).to(device)
+        model.load_state_dict(weights)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{folder} is no run directory with weights of that step ({str(error)[:200]})") from None
+    return run, model
 
 
 def step_batches(images: Images, run: Run, first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:

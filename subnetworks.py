@@ -218,17 +218,18 @@ def collapse_exponent(
                     product = slope(mean + 1e-4 * delta) * free / 1e-4
                 # The slow variable of SGD: where its velocity will have carried delta; moves by -eta (H + decay) delta
                 slow = delta - eta * momentum * speed
-                size = slow.norm(dim=1)
-                slow, kick = slow / size[:, None], eta * product / size[:, None]
+                ahead = slow.norm(dim=1)
+                slow, kick = slow / ahead[:, None], eta * product / ahead[:, None]
                 q, change = (slow * kick).sum(1), kick - before
                 second = kick.square().sum(1) / 2 - q.square()
                 noise = change.square().sum(1) / 4 - (q - (slow * before).sum(1)).square() / 2
-                lost = -eta * decay * (slow * delta).sum(1) / size
+                lost = -eta * decay * (slow * delta).sum(1) / ahead
                 speed = momentum * speed + product + decay * delta
                 delta = delta - rate * speed
                 size = delta.norm(dim=1)
                 states[name] = delta / size[:, None], speed / size[:, None], kick
-                row.append(torch.stack([size.log(), second - noise - q, noise, lost, own.norm(dim=1).log()]))
+                parts = size.log(), second - noise - q, noise, lost, own.norm(dim=1).log(), ahead.log()
+                row.append(torch.stack(parts))
             steps.append(torch.cat(row, 1))
             if not frozen:
                 optimizer.step()
@@ -237,17 +238,15 @@ def collapse_exponent(
         for hook in hooks:
             hook.remove()
         model.train(trained)
-    growth, curvature, noise, decay, distance = torch.stack(steps, 1).double()
-    late = slice(len(growth) // 5, None)
-    means = torch.stack([part.mean(0) for part in growth[late].tensor_split(min(blocks, len(growth[late])))])
-    found = {"exponent": growth[late].mean(0), "error": means.std(0) / len(means) ** 0.5}
+    growth, curvature, noise, decay, distance, ahead = torch.stack(steps, 1).double()
+    late = slice(len(growth) // 5, -1 if len(growth) > 1 else None)
+    slow = torch.cat([growth[:-1] + ahead.diff(dim=0), growth[-1:]])[
+        late
+    ]  # of the slow variable: without momentum's swing
+    means = torch.stack([part.mean(0) for part in slow.tensor_split(min(blocks, len(slow)))])
+    found = {"exponent": slow.mean(0), "error": means.std(0) / len(means) ** 0.5}
     found |= {"curvature": curvature[late].mean(0), "noise": noise[late].mean(0), "decay": decay[late].mean(0)}
     return found | {"growth": growth, "log_distance": distance}
-
-
-# ======================================================================================
-# The experiments
-# ======================================================================================
 
 
 def measure(
@@ -321,7 +320,8 @@ def main(argv: list[str] | None = None) -> None:
         "extract": {"network": tiny, "redundant": (0.1,), "finetune": 5, "planted": ("MLP", "resnet18")},
         "exponent": {
             "network": tiny | {"milestones": (20, 40)}, "folder": "runs/quick/subnetworks", "seeds": 1, "early": 20,
-            "window": 10, "pairs": 20, "frozen_steps": 10, "frozen_images": 64, "steps": 300, "pair_steps": 300,
+            "window": 10, "pairs": 20, "cause_steps": 10, "calm_steps": 5, "calm_batch": 64,
+            "steps": 300, "pair_steps": 300,
         },
     }  # fmt: skip
     run_script(__doc__, {"measure": measure, "extract": extract, "exponent": exponent}, quick, argv, "beyond_", OPTIONS)

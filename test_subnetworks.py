@@ -323,7 +323,7 @@ def test_hessian_across_the_sets_against_the_dense_one():
 
 def test_closed_forms():
     """Quartic well and single neuron: E log|1 + a dt + b dB| to 2 %; the pair on its own noise to 5 %."""
-    rows = beyond.closed_forms(200, 200, 0)
+    rows = beyond.closed_forms(100, 120, 0)
     assert [row["case"] for row in rows] == 3 * ["quartic"] + 3 * ["neuron"] + 4 * ["pair"]
     for row in rows:
         expected, exponent = float(row["expected"]), float(row["exponent"])
@@ -336,7 +336,7 @@ def test_closed_forms():
 def test_parts_add_up_to_the_exponent():
     model = mlp(nn.GELU, 12).double()
     sgd = torch.optim.SGD(model.parameters(), 0.02, 0.5, weight_decay=0.01)
-    batches = [(torch.randn(4, 10, dtype=torch.float64), torch.randint(5, (4,))) for _ in range(400)]
+    batches = [(torch.randn(4, 10, dtype=torch.float64), torch.randint(5, (4,))) for _ in range(300)]
     found = collapse_exponent(model, {"2": torch.combinations(torch.arange(12))}, batches, sgd)
     total = found["curvature"] + found["noise"] + found["decay"]
     torch.testing.assert_close(total, found["exponent"], rtol=0, atol=3e-5)
@@ -394,13 +394,13 @@ def test_experiments_run_and_are_written(tmp_path, monkeypatch):
     assert small["after"]["flops"] < small["before"]["flops"] and 0 <= small["after"]["tuned"] <= 1
     assert sum(group["merged"] for group in small["after"]["groups"]) > 0
     settings = {"network": TINY | {"milestones": (4, 8)}, "early": 4, "window": 5, "pairs": 10, "layers": 2}
-    settings |= {"seeds": 1, "frozen_steps": 3, "frozen_images": 40, "steps": 40, "pair_steps": 20}
+    settings |= {"seeds": 1, "cause_steps": 3, "calm_steps": 2, "calm_batch": 40, "steps": 10, "pair_steps": 10}
     found = beyond.exponent(**settings, folder=str(tmp_path / "runs"))
     core.write_json(tmp_path / "exponent.json", found)
     run = json.loads((tmp_path / "exponent.json").read_text())["runs"][0]
     assert run["steps"] == [4, 8] and len(run["distance"][0]) == len(run["predicted"]) == len(run["next"]) == 20
     assert all(math.isfinite(value) for value in run["same"])
-    assert set(found["causes"]) == {"both", "no decay", "no noise", "neither"}
+    assert set(found["causes"]) == {"both", "no decay", "no noise", "neither", "fixed"}
 
 
 @pytest.mark.parametrize(
