@@ -9,6 +9,7 @@ import inspect
 
 import numpy as np
 
+import claims_beyond
 import claims_chaos
 import claims_deep
 import claims_sparse
@@ -227,6 +228,7 @@ PAPERS = {
     "fig": "Stochastic Collapse",
     "chaos": "Chaotic Dynamics",
     "sparse": "Sparse Features",
+    "beyond": "none: ours",
 }  # by the first letters of the figure's name
 CLAIMS = (
     {
@@ -239,6 +241,7 @@ CLAIMS = (
     | claims_deep.CLAIMS
     | claims_chaos.CLAIMS
     | claims_sparse.CLAIMS
+    | claims_beyond.CLAIMS
 )
 
 # ======================================================================================

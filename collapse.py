@@ -53,6 +53,19 @@ def normalized_distances(vectors: Tensor) -> Tensor:
     return _distances(*_rows(vectors, "vectors"))
 
 
+def _near(vectors: Tensor, norms: Tensor, redundant: float) -> Tensor:
+    """[n, n] of bool: pairs i < j of rows at a normalised distance below `redundant`."""
+    distances = _distances(vectors, norms)
+    near = (distances < redundant).triu_(1)
+    # Rounding could flip a pair at the threshold: those few are measured again, directly, in float64.
+    doubtful = ((distances - redundant).abs_() < 0.01).triu_(1).nonzero()
+    for pairs in doubtful.split(1024):
+        a, b = vectors[pairs.T].double()
+        direct = 2 * (a - b).square().sum(1) / (a.square().sum(1) + b.square().sum(1))
+        near[pairs[:, 0], pairs[:, 1]] = direct < redundant
+    return near
+
+
 def _count(vectors: Tensor, vanishing: float, redundant: float, norms: Tensor | None) -> tuple[int, int]:
     """Vanishing and independent neurons; see `independent_neurons`."""
     vectors, own = _rows(vectors, "vectors")
@@ -64,14 +77,7 @@ def _count(vectors: Tensor, vanishing: float, redundant: float, norms: Tensor | 
     if vanished == len(own):
         return vanished, 0
     vectors, own = (vectors[kept], own[kept]) if vanished else (vectors, own)
-    distances = _distances(vectors, own)
-    near = (distances < redundant).triu_(1)
-    # Rounding could flip a pair at the threshold: those few are measured again, directly, in float64.
-    doubtful = ((distances - redundant).abs_() < 0.01).triu_(1).nonzero()
-    for pairs in doubtful.split(1024):
-        a, b = vectors[pairs.T].double()
-        direct = 2 * (a - b).square().sum(1) / (a.square().sum(1) + b.square().sum(1))
-        near[pairs[:, 0], pairs[:, 1]] = direct < redundant
+    near = _near(vectors, own, redundant)
     follows = near.any(0)
     leads = torch.zeros_like(follows)
     leads[near[:, follows].int().argmax(0)] = True  # argmax: the first, so the smallest, neighbour
@@ -271,7 +277,9 @@ def neuron_groups(model: nn.Module, example: Tensor, pairing: str = "graph") -> 
             elif isinstance(module, _NORMS):
                 if last and len(before) > 2 and not isinstance(module, nn.LayerNorm | nn.RMSNorm):
                     refuse(node, "it does not act on the channels of its input")
-                if getattr(module, "weight", None) is not None and module.weight.numel() > 1:
+                if isinstance(module, nn.modules.batchnorm._BatchNorm) or (
+                    getattr(module, "weight", None) is not None and module.weight.numel() > 1
+                ):
                     hold(node, module, ("norm", space, block))
             elif len(parents) == 2 and kind in ("add", "iadd"):
                 _, other_block, other_last = where[parents[1]]

@@ -22,6 +22,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 import claims
+import figures_beyond
 import figures_chaos
 import figures_deep
 import figures_sparse
@@ -46,9 +47,11 @@ SCRIPTS = {  # what runs on a CPU in minutes: script -> its experiments
     "toy_models.py": ("quartic", "neuron", "pair"),
     "teacher_student.py": ("diagonal", "minibatch"),
 }
-FIGURES = (  # name -> (experiments, function)
-    figures_theory.FIGURES | figures_deep.FIGURES | figures_chaos.FIGURES | figures_sparse.FIGURES
-)
+FIGURES = {  # name -> (experiments, function)
+    name: entry
+    for room in (figures_theory, figures_deep, figures_chaos, figures_sparse, figures_beyond)
+    for name, entry in room.FIGURES.items()
+}
 
 # ======================================================================================
 # From results to figures
@@ -86,6 +89,8 @@ def command_of(name):
         return f"`python chaotic_sgd.py {name}`"
     if name.startswith("sparse_"):
         return f"`python sparse_features.py {name.removeprefix('sparse_')}`"
+    if name.startswith("beyond_"):
+        return f"`python subnetworks.py {name.removeprefix('beyond_')}`"
     script = {"vgg": "vgg_cifar10.py", "resnet": "resnet_cifar100.py"}[name.split("_")[0]]
     return f"`torchrun --nproc_per_node=8 {script} {name.split('_')[1]}`"
 

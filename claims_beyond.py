@@ -1,0 +1,261 @@
+"""Claims about subnetworks.py, judged by claims.py: see there how a claim is written. No paper has made them."""
+
+import numpy as np
+
+
+def column(rows, *keys):
+    """One number of every row, by its path of keys."""
+    values = []
+    for row in rows:
+        for key in keys:
+            row = row[key]
+        values.append(row)
+    return np.array(values, float)
+
+
+def extraction_exact(beyond_extract):
+    """On an invariant set the extracted network computes the same function (planted collapse, eval mode, float32).
+
+    Largest change of an output below 1e-5 of the largest output, all that was planted removed, in all four networks.
+    """
+    rows = beyond_extract["planted"]
+    change = column(rows, "change") / column(rows, "scale")
+    whole = all(row["removed"] == row["planted"] for row in rows)
+    return "< 1e-5", f"{change.max():.1e} in {len(rows)}", "", len(rows) == 4 and whole and change.max() < 1e-5
+
+
+def extraction_fast(beyond_extract):
+    """Extraction is cheap.
+
+    Under 5 seconds of one CPU core for a full-width VGG-16 with planted collapse.
+    """
+    if "VGG-16" not in {row["name"] for row in beyond_extract["planted"]}:
+        return "< 5 s", "", "", "not resolved"
+    seconds = [row["seconds"] for row in beyond_extract["planted"] if row["name"] == "VGG-16"]
+    return "< 5 s", f"{seconds[0]:.2f} s", "", seconds[0] < 5
+
+
+def extraction_free(beyond_extract):
+    """At the paper's thresholds the extracted network is as good: what is counted as collapsed isn't needed.
+
+    Test accuracy of every run changes by less than 0.01.
+    """
+    rows = [row for row in beyond_extract["networks"] if row["redundant"] == 0.1]
+    change = column(rows, "after", "accuracy") - column(rows, "before", "accuracy")
+    kept = column(rows, "after", "parameters") / column(rows, "before", "parameters")
+    text = f"{abs(change).max():.4f}, {kept.min():.1%} of the parameters or more kept"
+    return "< 0.01", text, f"{len(rows)} runs", len(rows) > 0 and abs(change).max() < 0.01
+
+
+def extraction_rate(beyond_extract):
+    """More learning rate, a smaller network inside.
+
+    The share of parameters kept at redundancy 0.6 falls from lowest to highest rate, by over 2 s.e. of the seeds.
+    """
+    rows = [row for row in beyond_extract["networks"] if row["redundant"] == 0.6]
+    kept = column(rows, "after", "parameters") / column(rows, "before", "parameters")
+    rates = column(rows, "learning_rate")
+    if len(set(rates)) < 2:
+        return "falling", "", f"{len(rows)} runs", "not resolved"
+    means = [kept[rates == rate].mean() for rate in sorted(set(rates))]
+    low, high = kept[rates == rates.min()], kept[rates == rates.max()]
+    text = ", ".join(f"{mean:.3f}" for mean in means)
+    if min(len(low), len(high)) < 2:
+        return "falling", text, "1 seed", "not resolved"
+    error = np.hypot(low.std(ddof=1) / len(low) ** 0.5, high.std(ddof=1) / len(high) ** 0.5)
+    fall = low.mean() - high.mean()
+    return "falling", text, f"{error:.4f}", "not resolved" if abs(fall) < 2 * error else fall > 0
+
+
+def exponent_closed(beyond_exponent):
+    """The exponent of the quartic well and of the single neuron is their closed form, E log|1 + a dt + b dB|.
+
+    Within 2 % + 0.02 per unit time at three noise levels each.
+    """
+    rows = [row for row in beyond_exponent["closed"] if row["case"] != "pair"]
+    gap = abs(column(rows, "exponent").ravel() - column(rows, "expected"))
+    allowed = 0.02 * abs(column(rows, "expected")) + 0.02
+    return "0", f"{gap.max():.4f}", f"{len(rows)} levels", bool((gap < allowed).all())
+
+
+def exponent_pair(beyond_exponent, pair):
+    """The exponent of the two neurons is the slope of their log distance.
+
+    Within 5 % of the slope on the same label noise, and within 3 s.e. of the rate in pair.json, in four conditions.
+    """
+    rows = [row for row in beyond_exponent["closed"] if row["case"] == "pair"]
+    found, slope, mean, error = (column(rows, key).ravel() for key in ("exponent", "expected", "rate", "error"))
+    conditions = list(zip(pair["learning_rates"], pair["label_noises"], strict=True))
+    places = [conditions.index((row["learning_rate"], row["level"])) for row in rows]
+    rates, rate_errors = (np.array(pair[key], float)[places] / 2 for key in ("rate", "rate_error"))
+    ratio, score = found / slope, abs(mean - rates) / np.hypot(error, rate_errors)
+    text = f"{ratio.min():.3f} to {ratio.max():.3f}; {score.max():.1f} s.e."
+    return "1; < 3 s.e.", text, "", bool((abs(ratio - 1) < 0.05).all() and (score < 3).all())
+
+
+def slopes(result, which):
+    """Predicted and measured slopes of the log distance per 1,000 steps, all runs."""
+    return (np.concatenate([np.array(run[key], float) for run in result["runs"]]) for key in ("predicted", which))
+
+
+def fit(result, which):
+    """Pairs, correlation, and slope through the origin of measured on predicted."""
+    predicted, measured = slopes(result, which)
+    return len(predicted), np.corrcoef(predicted, measured)[0, 1], (predicted @ measured) / (predicted @ predicted)
+
+
+def exponent_same(beyond_exponent):
+    """In a trained VGG the exponents are the slopes of pairs' log distances over the same steps, far from merging too.
+
+    Correlation above 0.9 and regression slope within 10 % of 1, over at least 100 pairs.
+    """
+    count, correlation, slope = fit(beyond_exponent, "same")
+    text = f"{correlation:.3f}, slope {slope:.3f}"
+    return "> 0.9, 1", text, f"{count} pairs", count >= 100 and correlation > 0.9 and abs(slope - 1) < 0.1
+
+
+def exponent_next(beyond_exponent):
+    """They predict the slopes of the steps that follow.
+
+    Correlation with the slope over the next 1,000 steps above 0.5, in every seed.
+    """
+    values = [fit({"runs": [run]}, "next")[1] for run in beyond_exponent["runs"]]
+    return "> 0.5", ", ".join(f"{value:.2f}" for value in values), f"{len(values)} seeds", min(values) > 0.5
+
+
+def later_merged(run):
+    """(scores of three predictors, merged at the end?) of the pairs that haven't merged yet; more means sooner."""
+    now, end = np.array(run["distance"], float)
+    steps = (run["steps"][-1] - run["steps"][0]) / 1000
+    predicted, free = np.array(run["predicted"], float), now >= 0.1
+    scores = {
+        "distance now": -np.log(now) / 2,
+        "exponent": -predicted,
+        "forecast": -np.log(now) / 2 - predicted * steps,
+    }
+    return {key: score[free] for key, score in scores.items()}, end[free] < 0.1, free
+
+
+def area(score, merged, weights):
+    """Area under the ROC curve of weighted examples; ties count half."""
+    values, places = np.unique(score, return_inverse=True)
+    good = np.bincount(places, weights * merged, len(values))
+    bad = np.bincount(places, weights * ~merged, len(values))
+    below = np.cumsum(bad) - bad / 2
+    return (good @ below) / (good.sum() * bad.sum()) if good.sum() * bad.sum() else np.nan
+
+
+def areas(result, draws=1000):
+    """{predictor: (area, 2.5 %, 97.5 %)}, pooled over runs; the bootstrap draws neurons, a pair counts as both."""
+    draw, parts = np.random.default_rng(0), []
+    for run in result["runs"]:
+        scores, merged, free = later_merged(run)
+        groups = np.repeat(np.arange(len(run["groups"])), list(run["groups"].values()))[free]
+        index = np.array(run["index"])[free] + 10_000 * groups[:, None]
+        names, places = np.unique(index, return_inverse=True)
+        parts.append((scores, merged, places.reshape(index.shape), len(names)))
+    samples = {key: [] for key in parts[0][0]}
+    merged = np.concatenate([part[1] for part in parts])
+    for k in range(draws + 1):
+        weights = []
+        for _, _, places, count in parts:
+            times = np.ones(count) if k == 0 else np.bincount(draw.integers(count, size=count), minlength=count)
+            weights.append(times[places[:, 0]] * times[places[:, 1]])
+        for key in samples:
+            score = np.concatenate([part[0][key] for part in parts])
+            samples[key].append(area(score, merged, np.concatenate(weights)))
+    return {key: (values[0], *np.nanquantile(values[1:], [0.025, 0.975])) for key, values in samples.items()}
+
+
+def exponent_roc(beyond_exponent):
+    """Measured early, the exponent tells which pairs will have merged at the end of the run.
+
+    Area under the ROC curve: its 95 % interval (bootstrap over neurons) lies above 0.5.
+    """
+    merged = sum(later_merged(run)[1].sum() for run in beyond_exponent["runs"])
+    if not merged:
+        return "> 0.5", "", "no pair has merged", "not resolved"
+    found = areas(beyond_exponent)["exponent"]
+    return "> 0.5", f"{found[0]:.3f}", f"{found[1]:.3f} to {found[2]:.3f}, {merged} merged", found[1] > 0.5
+
+
+def exponent_naive(beyond_exponent):
+    """It tells more than the distance now: the forecast, log distance + exponent x steps left, beats it.
+
+    Its area is larger, and the 95 % intervals don't overlap.
+    """
+    if not any(later_merged(run)[1].any() for run in beyond_exponent["runs"]):
+        return "larger", "", "no pair has merged", "not resolved"
+    found = areas(beyond_exponent)
+    forecast, naive = found["forecast"], found["distance now"]
+    text = f"{forecast[0]:.3f} against {naive[0]:.3f}"
+    holds = forecast[1] > naive[2] or ("not resolved" if forecast[2] > naive[1] else False)
+    return "larger", text, f"from {forecast[1]:.3f}; to {naive[2]:.3f}", holds
+
+
+def exponent_parts(beyond_exponent):
+    """The exponent is curvature + noise + decay, to second order.
+
+    Their sum is within 10 % of the exponents' standard deviation over pairs (root mean square), in the VGG.
+    """
+    parts = {key: np.array(value, float) for key, value in beyond_exponent["parts"].items()}
+    gap = parts["curvature"] + parts["noise"] + parts["decay"] - parts["exponent"]
+    ratio = np.sqrt(np.mean(gap**2)) / parts["exponent"].std()
+    means = ", ".join(f"{parts[key].mean():.3f}" for key in ("curvature", "noise", "decay"))
+    return "< 0.1", f"{ratio:.3f}", f"means {means} per 1,000 steps", ratio < 0.1
+
+
+def exponent_noise(beyond_exponent):
+    """Noise attracts: with less of it (batches of 512 images) the exponents are higher, as in one dimension.
+
+    Their mean over pairs falls from the large batches to the run's own, by over 2 s.e., weight decay as it is.
+    """
+    both, calm = (beyond_exponent["causes"][name] for name in ("both", "no noise"))
+    gain = np.mean(both["exponent"]) - np.mean(calm["exponent"])
+    error = np.hypot(both["error"], calm["error"])  # of one pair: the pairs share their batches
+    text = f"{np.mean(calm['exponent']):.3f} to {np.mean(both['exponent']):.3f} per 1,000 steps"
+    return "falling", text, f"{error:.3f}", "not resolved" if abs(gain) < 2 * error else bool(gain < 0)
+
+
+def exponent_decay(beyond_exponent):
+    """Weight decay attracts at its own rate, eta x decay: without it the exponents are that much higher.
+
+    The parts' mean decay is -eta decay within 1 %, and the mean exponent falls when decay is put back, by over 2 s.e.
+    """
+    both, free, run = (
+        *(beyond_exponent["causes"][k] for k in ("both", "no decay")),
+        beyond_exponent["runs"][0]["settings"],
+    )
+    expected = -1000 * run["learning_rate"] / (1 - run["momentum"]) * run["weight_decay"]
+    gain, error = np.mean(both["exponent"]) - np.mean(free["exponent"]), np.hypot(both["error"], free["error"])
+    text = f"{both['decay']:.3f}; {gain:.3f} per 1,000 steps"
+    if abs(gain) < 2 * error:
+        return f"{expected:.3f}; falling", text, f"{error:.3f}", "not resolved"
+    return f"{expected:.3f}; falling", text, f"{error:.3f}", abs(both["decay"] / expected - 1) < 0.01 and gain < 0
+
+
+def exponent_cost(beyond_exponent):
+    """Exponents are cheap: gradient, exponents and update of a step, for 100 pairs, against a gradient alone.
+
+    Less than 30 times the processor time, in VGG-16 at width 8.
+    """
+    cost = beyond_exponent["cost"]
+    ratio = cost["exponent"] / cost["gradient"]
+    return "< 30", f"{ratio:.2f}", f"{cost['pairs']} pairs", cost["pairs"] == 100 and ratio < 30
+
+
+CLAIMS = {
+    "beyond_extraction": (extraction_exact, extraction_fast, extraction_free, extraction_rate),
+    "beyond_exponent": (
+        exponent_closed,
+        exponent_pair,
+        exponent_same,
+        exponent_next,
+        exponent_roc,
+        exponent_naive,
+        exponent_parts,
+        exponent_noise,
+        exponent_decay,
+        exponent_cost,
+    ),
+}

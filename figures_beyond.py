@@ -1,0 +1,167 @@
+"""Figures of subnetworks.py, drawn from results/beyond_{extract,exponent}.json alone."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from claims_beyond import areas, column, fit, later_merged
+from figures_theory import MARKERS, shades
+
+PREDICTORS = {  # of who merges: colour, line
+    "forecast": ("k", "-"),
+    "exponent": ("#c0392b", "--"),
+    "distance now": ("#1b6ca8", "-."),
+}
+
+
+def beyond_extraction(beyond_extract):
+    """Parameters, FLOPs and accuracy of the extracted networks against the learning rate, at several thresholds."""
+    rows, settings = beyond_extract["networks"], beyond_extract["settings"]
+    figure, axes = plt.subplots(1, 4, figsize=(14, 3.5))
+    rates, limits = sorted({row["learning_rate"] for row in rows}), sorted({row["redundant"] for row in rows})
+    place = np.arange(len(rates))
+
+    def at_rates(chosen, values):
+        found = [values[column(chosen, "learning_rate") == rate] for rate in rates]
+        return np.array([value.mean() for value in found]), np.array([(value.min(), value.max()) for value in found]).T
+
+    for k, (color, limit) in enumerate(zip(shades(len(limits)), limits, strict=True)):
+        chosen = [row for row in rows if row["redundant"] == limit]
+        shift, style = 0.08 * (k - len(limits) / 2 + 0.5), {"color": color, "marker": MARKERS[k], "ms": 5, "lw": 1.2}
+        for panel, key in zip(axes, ("parameters", "flops", "accuracy", "tuned"), strict=True):
+            before, after = column(chosen, "before", key), column(chosen, "after", key)
+            mean, ends = at_rates(chosen, after / before if key in ("parameters", "flops") else after)
+            panel.errorbar(place + shift, mean, abs(ends - mean), **style, capsize=2, label=f"{limit:g}")
+    for panel, key in zip(axes[2:], ("accuracy", "tuned"), strict=True):
+        mean, ends = at_rates(chosen, column(chosen, "before", key))
+        panel.plot(place, mean, color="0.4", ls=":", marker="_", ms=14, lw=1, label="whole network")
+        panel.legend(title="threshold", fontsize=7)
+    for panel, text in zip(
+        axes,
+        (
+            "parameters kept",
+            "FLOPs kept",
+            "test accuracy, as extracted",
+            f"test accuracy after {settings['finetune']} steps at {settings['learning_rate']:g}",
+        ),
+        strict=True,
+    ):
+        panel.set(xticks=place, xticklabels=[f"{rate:g}" for rate in rates], xlabel="learning rate", ylabel=text)
+    axes[0].legend(title="redundant below", loc="lower left")
+    seeds, steps = len({row["seed"] for row in rows}), {row["steps"] for row in rows}
+    about = (
+        f"VGG-16, narrow, {' and '.join(f'{s:,}' for s in sorted(steps))} steps, up to {seeds} seed{'s' * (seeds > 1)}"
+    )
+    axes[0].set_title(about, loc="left")
+    axes[1].set_title("marker: mean of seeds, bar: range", loc="left")
+    return figure
+
+
+def scatter(axes, result, which, words):
+    """Predicted against measured slopes, per 1,000 steps, a marker per group of neurons."""
+    runs = result["runs"]
+    names = list(runs[0]["groups"])
+    ends = np.cumsum(list(runs[0]["groups"].values()))
+    for k, (color, name, end) in enumerate(zip(shades(len(names)), names, ends, strict=True)):
+        part = slice(end - runs[0]["groups"][name], end)
+        x = np.concatenate([np.array(run["predicted"][part], float) for run in runs])
+        y = np.concatenate([np.array(run[which][part], float) for run in runs])
+        axes.plot(x, y, MARKERS[k], color=color, ms=2.5, alpha=0.6, label=name, mew=0)
+    low, high = np.nanpercentile(np.concatenate([run[key] for run in runs for key in ("predicted", which)]), [0, 100])
+    line = np.array([low, high])
+    axes.plot(line, line, "k--", lw=0.8)
+    count, correlation, slope = fit(result, which)
+    axes.set_title(f"{words}: r = {correlation:.2f}, slope {slope:.2f}, {count:,} pairs", loc="left")
+    axes.set(xlabel="exponent per 1,000 steps", ylabel="slope of log distance per 1,000 steps")
+    axes.legend(fontsize=7, markerscale=2, loc="upper left")
+
+
+def draw_closed(axes, result):
+    """Exponents where they are known, relative to what is expected."""
+    cases = {"quartic": "quartic well", "neuron": "single neuron", "pair": "two neurons (slope, x 1,000)"}
+    for k, (color, (case, words)) in enumerate(zip(shades(3), cases.items(), strict=True)):
+        rows = [row for row in result["closed"] if row["case"] == case]
+        scale = 1000 if case == "pair" else 1
+        expected, found = scale * column(rows, "expected"), scale * column(rows, "exponent").ravel()
+        axes.plot(expected, found, MARKERS[k], color=color, ms=6, label=words)
+    axes.axline((0, 0), slope=1, color="k", ls="--", lw=0.8)
+    axes.set(xlabel="closed form, or measured slope", ylabel="collapse exponent")
+    axes.set_title("where it is known", loc="left")
+    axes.legend(loc="upper left", fontsize=7)
+
+
+def draw_roc(axes, result):
+    """Who will have merged: true against false positives of three predictors, over the pairs of all runs."""
+    parts = [later_merged(run) for run in result["runs"]]
+    merged = np.concatenate([part[1] for part in parts])
+    found = areas(result) if merged.any() else {}
+    for name, (color, line) in PREDICTORS.items() if merged.any() else ():
+        order = np.argsort(-np.concatenate([part[0][name] for part in parts]))
+        hits, misses = (
+            np.cumsum(merged[order]) / max(merged.sum(), 1),
+            np.cumsum(~merged[order]) / max((~merged).sum(), 1),
+        )
+        label = "{}: {:.3f} ({:.3f} to {:.3f})".format(name, *found[name])
+        axes.plot(np.r_[0, misses], np.r_[0, hits], color=color, ls=line, lw=1.4, label=label)
+    axes.plot([0, 1], [0, 1], color="0.6", lw=0.8, ls=":")
+    run = result["runs"][0]
+    axes.set(xlabel="false positives", ylabel="true positives")
+    axes.set_title(
+        f"merged at step {run['steps'][-1]:,}, told at {run['steps'][0]:,}: {merged.sum()} of {len(merged):,} pairs",
+        loc="left",
+    )
+    if found:
+        axes.legend(title="area (95 %, bootstrap over neurons)", fontsize=7, loc="lower right")
+
+
+def draw_parts(axes, result):
+    """What the exponents are made of, along training: distribution over pairs."""
+    parts = {key: np.array(result["parts"][key], float) for key in ("curvature", "noise", "decay", "exponent")}
+    parts["sum of three"] = parts["curvature"] + parts["noise"] + parts["decay"]
+    names = ["curvature", "noise", "decay", "sum of three", "exponent"]
+    boxes = axes.boxplot([parts[name] for name in names], whis=(5, 95), showfliers=False, patch_artist=True, widths=0.6)
+    for box, shade in zip(boxes["boxes"], ("0.85", "0.85", "0.85", "0.65", "0.65"), strict=True):
+        box.set_facecolor(shade)
+    for line in boxes["medians"]:
+        line.set_color("k")
+    axes.axhline(0, color="k", lw=0.8)
+    axes.set_xticks(range(1, 6), names, rotation=12)
+    axes.set_ylabel("per 1,000 steps")
+    axes.set_title("along training: what moves pairs (5 to 95 %)", loc="left")
+
+
+def draw_causes(axes, result):
+    """Exponents where training goes on with and without noise and weight decay."""
+    names = {"neither": "neither", "no decay": "noise only", "no noise": "decay only", "both": "both"}
+    for k, name in enumerate(names):
+        cause = result["causes"][name]
+        low, high = np.percentile(cause["exponent"], [5, 95])
+        axes.plot([k, k], [low, high], color="0.75", lw=14, solid_capstyle="butt", zorder=1)
+        axes.errorbar(k, np.mean(cause["exponent"]), cause["error"], fmt="ko", ms=5, capsize=4)
+        for dx, marker, key in ((-0.3, "v", "curvature"), (-0.2, "^", "noise"), (0.2, "s", "decay")):
+            axes.plot(k + dx, cause[key], marker, color="#1b6ca8", ms=5, label=key if k == 0 else None)
+    axes.plot([], [], "ko", label="exponent: mean, s.e.")
+    axes.plot([], [], color="0.75", lw=6, label="5 to 95 % of pairs")
+    axes.axhline(0, color="k", lw=0.8)
+    axes.set_xticks(range(4), names.values())
+    axes.set_ylabel("per 1,000 steps")
+    axes.set_title(f"training goes on from step {result['settings']['early']:,} with", loc="left")
+    axes.legend(fontsize=7)
+
+
+def beyond_exponent(beyond_exponent):
+    """Exponents against closed forms and measured slopes; who merges later; what the exponents are made of."""
+    figure, axes = plt.subplots(2, 3, figsize=(14, 8))
+    window = beyond_exponent["settings"]["window"]
+    draw_closed(axes[0, 0], beyond_exponent)
+    scatter(axes[0, 1], beyond_exponent, "same", "same steps")
+    scatter(axes[0, 2], beyond_exponent, "next", f"next {window:,} steps")
+    draw_roc(axes[1, 0], beyond_exponent)
+    draw_parts(axes[1, 1], beyond_exponent)
+    draw_causes(axes[1, 2], beyond_exponent)
+    return figure
+
+
+FIGURES = {
+    "beyond_extraction": (("beyond_extract",), beyond_extraction),
+    "beyond_exponent": (("beyond_exponent", "pair"), lambda exponent, pair: beyond_exponent(exponent)),
+}

@@ -1,0 +1,331 @@
+"""What collapse is good for: measure any network, extract the simpler one inside, predict what merges next.
+
+  measure    the collapse report of any network, with the parameters that the simpler one would need     seconds
+  extract    the simpler network of each trained one: accuracy, parameters, FLOPs, time per image   about 10 min
+  exponent   predicted against measured merging: closed forms, then a narrow VGG-16 on CIFAR-10     about 25 min
+
+  python subnetworks.py measure --model torchvision.models:resnet18 --weights FILE.pt --input 3,224,224
+  python subnetworks.py measure --run runs/vgg_cifar10/NAME
+  python subnetworks.py extract --runs runs/vgg_cifar10 --finetune 200
+  python subnetworks.py --quick
+
+From Python: extract_subnetwork(model, example) and collapse_exponent(model, sets, batches, optimizer).
+Times are for one CPU core. `exponent` first trains its two networks: 18 minutes more, once (runs/subnetworks).
+"""
+
+import copy
+import importlib
+import math
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad, jvp
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from core import collapse_report, neuron_groups, run_script
+from neurons import (
+    channel_nodes,
+    clusters,
+    contribution,
+    neuron_parts,
+    trained_network,
+)
+from training import load_state
+
+# ======================================================================================
+# Extract: the smaller network that a collapsed one is
+# ======================================================================================
+
+
+def extract_subnetwork(model: nn.Module, example: Tensor, vanishing: float = 0.1, redundant: float = 0.1) -> nn.Module:
+    """A smaller network of the same layers: vanished neurons removed, redundant ones merged (see `clusters`).
+
+    Merging averages what comes in (rows, norms' parameters, running statistics) and sums what goes out
+    (columns). In eval mode the function is the same where neurons have vanished or are equal exactly, and nearly
+    so where nearly. `model` isn't changed. The attribute `extraction` of the new network counts what was
+    done, {"name", "width", "vanished", "merged", "kept"} by group; with nothing to extract the network comes back as
+    it was, with a warning that says so.
+
+    Raises ValueError, naming the layer, for what can't be followed (`core.neuron_groups`), norms that
+    couple neurons, weights computed from other parameters, and shapes written into the network's code.
+    """
+    smaller, rows, plans = copy.deepcopy(model), [], []
+    for group in neuron_groups(smaller, example):
+        for slot in (*group.producers, *group.norms, *group.consumers):
+            if isinstance(slot.module, nn.GroupNorm | nn.LayerNorm | nn.RMSNorm):
+                raise ValueError(f"can't extract through {slot.name}: it normalises its neurons together")
+            if "weight" not in slot.module._parameters:
+                raise ValueError(f"can't extract through {slot.name}: its weight is computed from other parameters")
+        gone, home = clusters(group, vanishing, redundant)
+        kept = (~gone & (home == torch.arange(group.size, device=home.device))).nonzero()[:, 0]
+        merged = group.size - len(kept) - int(gone.sum())
+        rows.append({"name": group.name, "width": group.size, "vanished": int(gone.sum()), "merged": merged})
+        rows[-1]["kept"] = len(kept)
+        if len(kept) < group.size:
+            plans.append((group, (~gone).nonzero()[:, 0], torch.searchsorted(kept, home[~gone]), len(kept)))
+    smaller.extraction = rows
+    if not plans:
+        warnings.warn(f"nothing to extract at vanishing={vanishing}, redundant={redundant}: unchanged", stacklevel=2)
+        return smaller
+
+    def fold(tensor, left, into, count, mean):  # along the first dimension
+        folded = tensor.new_zeros(count, *tensor.shape[1:]).index_add_(0, into, tensor.detach()[left])
+        sizes = torch.bincount(into, minlength=count).to(tensor.dtype)
+        return folded / sizes.view(-1, *[1] * (tensor.ndim - 1)) if mean else folded
+
+    def replace(module, name, new):
+        old = getattr(module, name)
+        setattr(module, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+
+    for group, *into in plans:
+        for slot in (*group.producers, *group.norms):
+            for name, old in [*slot.module._parameters.items(), *slot.module._buffers.items()]:
+                if old is not None and old.ndim:
+                    rows_of = old.detach().reshape(group.size, *([-1] if slot.block > 1 else old.shape[1:]))
+                    new = fold(rows_of, *into, mean=True)
+                    replace(slot.module, name, new.flatten() if slot.block > 1 else new)
+            for name in {"out_channels", "out_features", "num_features", "num_parameters"} & vars(slot.module).keys():
+                setattr(slot.module, name, into[2] * slot.block)
+        for slot in group.consumers:
+            old = slot.module.weight.detach()
+            columns = old.reshape(len(old), group.size, slot.block, *old.shape[2:]).transpose(0, 1)
+            new = fold(columns, *into, mean=False).transpose(0, 1).flatten(1, 2).contiguous()
+            replace(slot.module, "weight", new)
+            setattr(slot.module, "in_features" if new.ndim == 2 else "in_channels", new.shape[1])
+    modes = {module: module.training for net in (model, smaller) for module in net.modules()}
+    try:
+        with torch.no_grad():
+            before, after = (
+                model.eval()(example),
+                torch.fx.Interpreter(torch.fx.symbolic_trace(smaller.eval())).run(example),
+            )
+        why = "" if before.shape == after.shape else f"its output has shape {list(after.shape)}"
+    except RuntimeError as error:
+        words = str(error).split("While executing ")
+        why = f"{words[-1].splitlines()[0]} fails ({words[0].strip().splitlines()[0]})"
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    if why:
+        raise ValueError(
+            f"the smaller network doesn't run, a size is written into {type(model).__name__}'s code: {why}"
+        )
+    return smaller
+
+
+# ======================================================================================
+# Predict: the top Lyapunov exponent of SGD normal to an invariant set
+# ======================================================================================
+#
+def collapse_exponent(
+    model: nn.Module,
+    sets: dict[str, Tensor],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    optimizer: torch.optim.SGD,
+    loss=F.cross_entropy,
+    frozen: bool = False,
+    blocks: int = 20,
+) -> dict[str, Tensor]:
+    """Top Lyapunov exponents of SGD normal to invariant sets, along the steps it takes with these very batches.
+
+    `sets`: name of a group of `core.neuron_groups` -> [S, 2] pairs (permutation sets) or [S] neurons
+    (sign sets; before a batch norm the set is gain, offset and outgoing weights zero). At each step the small
+    distances to the sets move by v' = momentum v + (H + decay) delta, delta' = delta - lr v', H the batch's
+    Hessian normal to the set, and the network by `optimizer` (unless `frozen`). They start along the neurons' own
+    distances, and at random where these are zero; only their direction matters.
+
+    Returns, one number per set in the order of `sets`: `exponent` per step, over the last four fifths of the
+    steps, its standard `error` (from means over `blocks`), and what it is made of to second order in eta =
+    lr / (1 - momentum): `decay`, `curvature` -eta E[q] (and the second order of the mean H), and `noise`, eta^2 / 2
+    (var Hu - 2 var q), q = u.Hu, u the direction. In one dimension var Hu = var q: noise attracts
+    (stochastic_collapse, section 0); in many the part of Hu across u repels. And [steps, sets]: `growth`
+    of log|delta|, and `log_distance` of the neurons themselves to the set, before each step.
+
+    Raises ValueError, naming the layer, for groups it can't follow and sets that aren't invariant.
+    """
+    settings = {(g["lr"], g["momentum"], g["weight_decay"]) for g in optimizer.param_groups}
+    if type(optimizer) is not torch.optim.SGD or len(settings) != 1 or optimizer.defaults["nesterov"]:
+        raise ValueError(
+            "collapse_exponent linearises torch.optim.SGD with one setting for all parameters, no Nesterov"
+        )
+    modules, trained, batches = dict(model.named_modules()), model.training, iter(batches)
+    batch, seen = next(batches), None
+    groups = {group.name: group for group in neuron_groups(model, batch[0][:2])}
+    if sets.keys() - groups.keys():
+        raise ValueError(f"no group of neurons {', '.join(sets.keys() - groups.keys())}; there are {', '.join(groups)}")
+    inputs, gradients, hooks, jobs, states, steps = {}, {}, [], {}, {}, []
+
+    def watch(slot, is_producer):
+        def keep_input(module, args):
+            inputs[slot.name] = args[0].detach()
+
+        def keep_gradient(module, args, output):
+            output.register_hook(lambda gradient: gradients.update({slot.name: gradient}))
+
+        register = slot.module.register_forward_pre_hook if is_producer else slot.module.register_forward_hook
+        hooks.append(register(keep_input if is_producer else keep_gradient))
+
+    def split(group, index, free, pick=lambda parameter: parameter.detach()):
+        """The points of the sets nearest to the neurons, and the neurons' distances to them."""
+        vectors = torch.cat([part.reshape(group.size, -1) for part in neuron_parts(group, pick).values()], 1)[index]
+        pairs = index.ndim == 2
+        return (vectors.mean(1), vectors[:, 0] - vectors.mean(1)) if pairs else (vectors * ~free, vectors * free)
+
+    def velocity(parameter):
+        buffer = optimizer.state[parameter].get("momentum_buffer")
+        return torch.zeros_like(parameter) if buffer is None else buffer.detach()
+
+    for name, index in sets.items():
+        group, nodes, index = groups[name], channel_nodes(model, groups[name]), torch.as_tensor(index)
+        shapes = {key: part.shape[1:] for key, part in neuron_parts(group).items()}
+        normed = {n.all_input_nodes[0].target for n in nodes if isinstance(modules.get(n.target), _BatchNorm)}
+        normal = [index.ndim == 2 or key[1] == "columns" or key[0] not in normed for key in shapes]
+        sizes = torch.tensor([math.prod(shape) for shape in shapes.values()])
+        free = torch.tensor(normal).repeat_interleave(sizes).to(batch[0].device)
+        jobs[name] = group, index, nodes, shapes, free
+        for slot in (*group.producers, *group.consumers):
+            watch(slot, slot in group.producers)
+    try:
+        model.train()
+        while batch is not None:
+            if not (frozen and batch is seen):
+                optimizer.zero_grad()
+                loss(model(batch[0]), batch[1]).backward()
+            rate, momentum, decay = (optimizer.param_groups[0][key] for key in ("lr", "momentum", "weight_decay"))
+            eta, row = rate / (1 - momentum), []
+            for name, (group, index, nodes, shapes, free) in jobs.items():
+
+                def slope(vectors, nodes=nodes, shapes=shapes):
+                    return grad(contribution)(vectors, shapes, nodes, modules, inputs, gradients)
+
+                mean, own = split(group, index, free)
+                if name not in states:
+                    if index.ndim == 1 and (slope(mean) * free).any():
+                        raise ValueError(f"the neurons of {name} can't vanish: their activation of 0 is not 0")
+                    there = own.norm(dim=1, keepdim=True) > 0
+                    delta = torch.where(there, own, torch.randn_like(own) * free)
+                    speed = torch.where(there, split(group, index, free, velocity)[1], 0)
+                    size = delta.norm(dim=1, keepdim=True)
+                    states[name] = delta / size, speed / size, torch.zeros_like(delta)
+                delta, speed, before = states[name]
+                if index.ndim == 2:
+                    product = jvp(slope, (mean,), (delta,))[1]
+                else:  # the slope at the set is 0: this is the same, and right where a ReLU or max-pool has a kink
+                    product = slope(mean + 1e-4 * delta) * free / 1e-4
+                # The slow variable of SGD: where its velocity will have carried delta; moves by -eta (H + decay) delta
+                slow = delta - eta * momentum * speed
+                ahead = slow.norm(dim=1)
+                slow, kick = slow / ahead[:, None], eta * product / ahead[:, None]
+                q, change = (slow * kick).sum(1), kick - before
+                second = kick.square().sum(1) / 2 - q.square()
+                noise = change.square().sum(1) / 4 - (q - (slow * before).sum(1)).square() / 2
+                lost = -eta * decay * (slow * delta).sum(1) / ahead
+                speed = momentum * speed + product + decay * delta
+                delta = delta - rate * speed
+                size = delta.norm(dim=1)
+                states[name] = delta / size[:, None], speed / size[:, None], kick
+                parts = size.log(), second - noise - q, noise, lost, own.norm(dim=1).log(), ahead.log()
+                row.append(torch.stack(parts))
+            steps.append(torch.cat(row, 1))
+            if not frozen:
+                optimizer.step()
+            batch, seen = next(batches, None), batch
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.train(trained)
+    growth, curvature, noise, decay, distance, ahead = torch.stack(steps, 1).double()
+    late = slice(len(growth) // 5, -1 if len(growth) > 1 else None)
+    slow = torch.cat([growth[:-1] + ahead.diff(dim=0), growth[-1:]])[
+        late
+    ]  # of the slow variable: without momentum's swing
+    means = torch.stack([part.mean(0) for part in slow.tensor_split(min(blocks, len(slow)))])
+    found = {"exponent": slow.mean(0), "error": means.std(0) / len(means) ** 0.5}
+    found |= {"curvature": curvature[late].mean(0), "noise": noise[late].mean(0), "decay": decay[late].mean(0)}
+    return found | {"growth": growth, "log_distance": distance}
+
+
+def measure(
+    model: str = "torchvision.models:resnet18",
+    weights: str | None = None,
+    input: str = "3,224,224",
+    run: str | None = None,
+    vanishing: float = 0.1,
+    redundant: tuple = (0.1,),
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> dict:
+    """The collapse report of MODULE:FUNCTION (called without arguments), or of a run directory; see `--help`."""
+    if run:
+        network = trained_network(Path(run), None, device)[1]
+        input = "3,32,32"
+    else:
+        try:
+            module, _, function = model.partition(":")
+            torch.manual_seed(seed)
+            network = getattr(importlib.import_module(module), function)().to(device)
+            example = [int(size) for size in input.split(",")]
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
+            raise ValueError(f"can't make --model {model} --input {input}: {error}") from None
+        if weights:
+            try:
+                network.load_state_dict(load_state(Path(weights), device))
+            except (RuntimeError, TypeError) as error:
+                raise ValueError(f"{weights} doesn't fit {model}: {' '.join(str(error).split())[:200]}") from None
+    example = torch.zeros(2, *[int(size) for size in input.split(",")], device=device)
+    report, share = collapse_report(network, example, vanishing, redundant[0]), {}
+    for group, row in zip(neuron_groups(network, example), report, strict=True):
+        gone, home = clusters(group, vanishing, redundant[0])
+        row["kept"] = int((~gone & (home == torch.arange(group.size, device=device))).sum())
+        held = [p for slot in (*group.producers, *group.norms) for p in slot.module.parameters(recurse=False)]
+        for parameter in (*held, *(slot.module.weight for slot in group.consumers)):
+            share[parameter] = share.get(parameter, 1) * row["kept"] / group.size
+        print("{name:24} width {width:5} vanishing {vanishing:4} redundant {redundant:4} independent {independent:5}"
+              " effective rank {effective_rank:7.1f} kept {kept:5}".format(**row))  # fmt: skip
+    total = sum(parameter.numel() for parameter in network.parameters())
+    needed = round(sum(parameter.numel() * share.get(parameter, 1) for parameter in network.parameters()))
+    print(f"{total:,} parameters, of which the simpler network needs {needed:,} ({needed / total:.1%})")
+    return {"report": report, "parameters": total, "needed": needed}
+
+
+OPTIONS = {
+    "model": {"help": "measure: MODULE:FUNCTION that makes the network (default: torchvision.models:resnet18)"},
+    "weights": {"help": "measure: a state_dict for it (a file of tensors; nothing in it is executed)"},
+    "input": {"help": "measure: shape of one example (default: 3,224,224)"},
+    "run": {"help": "measure: a run directory of vgg_cifar10.py or resnet_cifar100.py, in place of --model"},
+    "runs": {"nargs": "+", "help": "extract: folders with run directories (default: runs/vgg_cifar10)"},
+    "vanishing": {"type": float, "help": "norm, relative to the largest, below which a neuron has vanished (0.1)"},
+    "redundant": {
+        "type": float,
+        "nargs": "+",
+        "help": "normalised distances below which two neurons are one (0.1 0.3 0.6)",
+    },
+    "finetune": {"type": int, "help": "extract: steps of fine-tuning (default: 200)"},
+    "pairs": {"type": int, "help": "exponent: nearest pairs per group (default: 250)"},
+    "seeds": {"type": int, "help": "exponent: networks (default: 2)"},
+    "data": {"help": "folder of the data (default: data)"},
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    from beyond import exponent, extract  # built on the functions above
+
+    tiny = {"dataset": "synthetic", "width": 4, "batch_size": 32, "steps": 40, "warmup_steps": 10, "eval_every": 40}
+    quick = {
+        "measure": {"input": "3,64,64"},
+        "extract": {"network": tiny, "redundant": (0.1,), "finetune": 5, "planted": ("MLP", "resnet18")},
+        "exponent": {
+            "network": tiny | {"milestones": (20, 40)}, "folder": "runs/quick/subnetworks", "seeds": 1, "early": 20,
+            "window": 10, "pairs": 20, "cause_steps": 10, "calm_steps": 5, "calm_batch": 64,
+            "steps": 300, "pair_steps": 300,
+        },
+    }  # fmt: skip
+    run_script(__doc__, {"measure": measure, "extract": extract, "exponent": exponent}, quick, argv, "beyond_", OPTIONS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,425 @@
+"""Tests of subnetworks.py and its rooms: physics and contracts."""
+
+import copy
+import json
+import math
+import time
+import warnings
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import vgg
+
+import beyond
+import core
+import subnetworks
+from neurons import plant_collapse
+from subnetworks import collapse_exponent, extract_subnetwork
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+def mlp(activation=nn.GELU, width=24):
+    layers = [nn.Linear(10, width), activation(), nn.Linear(width, width), activation(), nn.Linear(width, 5)]
+    return nn.Sequential(*layers)
+
+
+def narrow_vgg_bn():
+    """torchvision's VGG-11 with batch norm and its own forward, narrower."""
+    plan = [8, "M", 16, "M", 16, 16, "M", 32, 32, "M", 32, 32, "M"]
+    model = vgg.VGG(vgg.make_layers(plan, batch_norm=True), num_classes=10, init_weights=False)
+    model.classifier[0], model.classifier[3] = nn.Linear(32 * 49, 48), nn.Linear(48, 48)
+    model.classifier[6] = nn.Linear(48, 10)
+    return model
+
+
+NETWORKS = {
+    "mlp": (mlp, (10,)),
+    "sigmoid": (lambda: mlp(nn.Sigmoid), (10,)),
+    "vgg16": (lambda: core.vgg16(10, 8), (3, 32, 32)),
+    "vgg11_bn": (narrow_vgg_bn, (3, 32, 32)),
+    "resnet18": (torchvision.models.resnet18, (3, 32, 32)),
+    "resnet18 narrow": (lambda: core.resnet18(10, 8), (3, 32, 32)),
+}
+
+
+def network(name, seed=0):
+    """A network in eval mode with norms and running statistics as after training, and a batch."""
+    torch.manual_seed(seed)
+    model, shape = NETWORKS[name][0]().eval(), NETWORKS[name][1]
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight.data, module.bias.data, module.running_mean):
+                tensor.normal_(0.5, 0.3)
+            module.running_var.uniform_(0.5, 2)
+    return model, torch.randn(3, *shape)
+
+
+# ======================================================================================
+# Extract
+# ======================================================================================
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("thresholds", [(1e-6, 1e-6), (0.1, 0.1)])
+def test_planted_collapse_is_extracted_exactly(name, thresholds):
+    model, x = network(name)
+    lost = plant_collapse(model, x)
+    before, state = model(x), copy.deepcopy(model.state_dict())
+    smaller = extract_subnetwork(model, x, *thresholds)
+    assert sum(row["vanished"] + row["merged"] for row in smaller.extraction) == lost > 0
+    assert all(row["kept"] == row["width"] - 2 * (row["width"] // 4) for row in smaller.extraction)
+    torch.testing.assert_close(smaller(x), before, rtol=1e-5, atol=1e-5)
+    other = torch.randn_like(x)
+    torch.testing.assert_close(smaller(other), model(other), rtol=1e-5, atol=1e-5)
+    assert before.std() > 1e-3 and type(smaller) is type(model)
+    assert [type(m) for m in smaller.modules()] == [type(m) for m in model.modules()]
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())  # the argument is as it was
+    report = core.collapse_report(smaller, x, *thresholds)
+    assert all(row["width"] == row["independent"] for row in report)  # nothing is left to extract
+    smaller.train()(x).sum().backward()  # and it can be trained
+
+
+def test_extraction_keeps_what_the_paper_counts():
+    for seed in range(5):
+        model, x = mlp(width=40), torch.randn(2, 10)
+        draw = torch.Generator().manual_seed(seed)
+        for group in core.neuron_groups(model, x):  # chains a - b - c with a and c apart, and faint neurons
+            for slot in (*group.producers, *group.consumers):
+                weight = slot.module.weight.data if slot in group.producers else slot.module.weight.data.T
+                for i in range(1, 30):
+                    weight[i] = weight[i - 1] + 0.25 * weight[i].norm() * F.normalize(
+                        torch.randn(weight[i].shape, generator=draw), dim=0
+                    )
+                weight[30:35] *= 0.03
+        found = extract_subnetwork(model, x).extraction
+        report = core.collapse_report(model, x)
+        assert [row["kept"] for row in found] == [row["independent"] for row in report]
+        assert sum(row["redundant"] for row in report) > 10 and sum(row["vanishing"] for row in report) > 0
+
+
+def test_a_dead_channel_that_still_speaks_is_kept():
+    model, x = network("resnet18 narrow")
+    block = model.layer1[0]
+    for weight in (block.conv1.weight[:2], block.conv2.weight[:, :2], block.bn1.weight[:2], block.bn1.bias[:1]):
+        weight.data.mul_(0)
+    block.bn1.bias.data[1] = 0.5  # silent the one, not the other
+    block.conv2.weight.data[:, 1] = 0.02
+    smaller = extract_subnetwork(model, x, redundant=0.0)
+    row = next(row for row in smaller.extraction if row["name"] == "layer1.0.conv1")
+    assert row["vanished"] == 1
+    torch.testing.assert_close(smaller(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_both_vanishing_sets_of_batch_norm_are_found():
+    model, x = network("vgg11_bn")
+    conv, norm, following = model.features[4], model.features[5], model.features[8]
+    for index, parts in ((0, (norm.weight, norm.bias)), (1, (conv.weight, conv.bias, norm.bias))):
+        for part in parts:
+            part.data[index] = 0
+        following.weight.data[:, index] = 0
+    smaller = extract_subnetwork(model, x, 1e-6, 0.0)
+    assert sum(row["vanished"] for row in smaller.extraction) == 2
+    torch.testing.assert_close(smaller(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_layer_called_twice_is_followed_and_a_shared_parameter_refused():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.enter, self.again, self.leave = nn.Linear(6, 12), nn.Linear(12, 12), nn.Linear(12, 4)
+
+        def forward(self, x):
+            return self.leave(torch.tanh(self.again(torch.tanh(self.again(torch.tanh(self.enter(x)))))))
+
+    model, x = Twice(), torch.randn(3, 6)
+    again = model.again.weight.data
+    model.enter.weight.data[5], model.enter.bias.data[5] = model.enter.weight[2].detach(), model.enter.bias[2].detach()
+    again[5], model.again.bias.data[5] = again[2], model.again.bias[2].detach()
+    again[:, 5], model.leave.weight.data[:, 5] = again[:, 2], model.leave.weight[:, 2].detach()
+    smaller = extract_subnetwork(model, x, 1e-6, 1e-6)
+    assert smaller.again.weight.shape == (11, 11) and smaller.extraction[0]["merged"] == 1
+    torch.testing.assert_close(smaller(x), model(x))
+    model = mlp()
+    model[0] = nn.Linear(24, 24)
+    model[2].weight = model[0].weight
+    with pytest.raises(ValueError, match=r"2.*shares a parameter with 0"):
+        extract_subnetwork(model, torch.randn(2, 24))
+
+
+class Viewed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8 * 16, 4)
+
+    def forward(self, x):
+        return self.out(F.relu(self.conv(x)).view(x.shape[0], 128))
+
+
+@pytest.mark.parametrize(
+    "model, shape, words",
+    [
+        (nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 3)), (6,), "1: it normalises its neurons"),
+        (nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 3, 3)), (3, 8, 8), "1: it normalises"),
+        (
+            nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 8)), nn.Linear(8, 3)),
+            (6,),
+            "0: its weight is",
+        ),
+        (nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.Conv2d(8, 3, 3)), (4, 8, 8), "_0.*grouped"),
+        (Viewed(), (3, 4, 4), "written into Viewed's code.*view"),
+    ],
+)
+def test_what_cannot_be_extracted_is_refused_by_name(model, shape, words):
+    x = torch.randn(2, *shape)
+    if isinstance(model, Viewed):
+        plant_collapse(model, x)
+    with pytest.raises(ValueError, match=words):
+        extract_subnetwork(model, x)
+
+
+def test_nothing_to_extract_is_said():
+    model, x = network("vgg16")
+    with pytest.warns(UserWarning, match="nothing to extract"):
+        same = extract_subnetwork(model, x)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), same.state_dict().values(), strict=True))
+    assert all(row["kept"] == row["width"] and not row["vanished"] + row["merged"] for row in same.extraction)
+
+
+def test_extraction_of_the_full_vgg16_takes_under_five_seconds():
+    model, x = core.vgg16(), torch.randn(1, 3, 32, 32)
+    lost, start = plant_collapse(model, x), time.process_time()
+    smaller = extract_subnetwork(model, x)
+    assert time.process_time() - start < 5
+    assert sum(row["width"] - row["kept"] for row in smaller.extraction) == lost == 2624
+
+
+def test_measure_counts_the_parameters_of_the_extracted_network(tmp_path, capsys):
+    model = torchvision.models.resnet18()
+    plant_collapse(model, torch.zeros(1, 3, 64, 64))
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    found = subnetworks.measure(weights=str(tmp_path / "weights.pt"), input="3,64,64")
+    smaller = extract_subnetwork(model, torch.zeros(1, 3, 64, 64))
+    assert found["needed"] == sum(p.numel() for p in smaller.parameters()) < found["parameters"]
+    assert [row["kept"] for row in found["report"]] == [row["kept"] for row in smaller.extraction]
+    assert f"{found['needed']:,}" in capsys.readouterr().out
+
+
+# ======================================================================================
+# Predict
+# ======================================================================================
+
+
+def close_neurons(model, x, kind, distance=1e-7):
+    """Put the first three neurons of every group next to each other, or to their vanishing set; {group: sets}."""
+    sets = {}
+    for group in core.neuron_groups(model, x):
+        views = []
+        for slot in (*group.producers, *group.norms):
+            norm = slot in group.norms
+            before_norm = kind == "neuron" and not norm and group.norms
+            views += [p.data.view(group.size, -1) for p in slot.module.parameters(recurse=False) if not before_norm]
+        for slot in group.consumers:
+            weight = slot.module.weight.data
+            views.append(weight.view(len(weight), group.size, -1).transpose(0, 1))
+        for view in views:
+            if kind == "pair":
+                view[:3] = view[:1] + distance * torch.randn_like(view[:3])
+            else:
+                view[:3] = distance * torch.randn_like(view[:3])
+        sets[group.name] = torch.tensor([[0, 1], [0, 2], [1, 2]] if kind == "pair" else [0, 1, 2])
+    return sets
+
+
+class Residual(nn.Module):
+    """A convolutional stream of 6 channels with a block, pooling, and a flatten before the last layer."""
+
+    def __init__(self, norm, activation):
+        super().__init__()
+        self.stem, self.one, self.two = nn.Conv2d(2, 6, 3), nn.Conv2d(6, 5, 3, padding=1), nn.Conv2d(5, 6, 3, padding=1)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(n) if norm else nn.Identity() for n in (6, 5, 6)])
+        self.act, self.pool, self.out = activation(), nn.MaxPool2d(2), nn.Linear(6 * 9, 3)
+
+    def forward(self, x):
+        x = self.act(self.norms[0](self.stem(x)))
+        x = self.act(x + self.norms[2](self.two(self.act(self.norms[1](self.one(x))))))
+        return self.out(torch.flatten(self.pool(x), 1))
+
+
+@pytest.mark.parametrize("kind", ["pair", "neuron"])
+@pytest.mark.parametrize("norm, activation", [(False, nn.GELU), (False, nn.ReLU), (True, nn.GELU), (False, nn.Tanh)])
+def test_linearised_steps_are_those_of_sgd_itself(kind, norm, activation):
+    """Neurons 1e-7 from their set move as predicted, in every group at once, momentum and decay included."""
+    model = Residual(norm, activation).double()
+    x, y = torch.randn(12, 8, 2, 8, 8, dtype=torch.float64), torch.randint(3, (12, 8))
+    sets = close_neurons(model, x[0], kind)
+    sgd = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=0.05)
+    found = collapse_exponent(model, sets, zip(x, y, strict=True), sgd)
+    moved = found["log_distance"].diff(dim=0)
+    assert moved.shape == (11, 3 * len(sets)) and moved.abs().max() > 0.01
+    torch.testing.assert_close(found["growth"][:-1], moved, rtol=0, atol=2e-4)
+
+
+def test_hessian_across_the_sets_against_the_dense_one():
+    """At merged pairs: each block as autograd has it, no cross terms between pairs, and the map's spectral radius."""
+    model = mlp(nn.GELU, 6).double()
+    x, y = torch.randn(16, 10, dtype=torch.float64), torch.randint(5, (16,))
+    for layer in (model[0], model[2]):
+        for tensor in (layer.weight.data, layer.bias.data):
+            tensor[[1, 3]] = tensor[[0, 2]] + 1e-9 * torch.randn_like(tensor[[0, 2]])
+    for layer in (model[2], model[4]):
+        layer.weight.data[:, [1, 3]] = layer.weight.data[:, [0, 2]]
+    names, values = zip(*model.named_parameters(), strict=True)
+    sizes, shapes = [v.numel() for v in values], [v.shape for v in values]
+
+    def loss(flat):
+        parts = [p.view(s) for p, s in zip(flat.split(sizes), shapes, strict=True)]
+        return F.cross_entropy(torch.func.functional_call(model, dict(zip(names, parts, strict=True)), x), y)
+
+    flat = torch.cat([v.detach().flatten() for v in values])
+    dense = torch.func.hessian(loss)(flat)
+    axes = {}  # orthonormal antisymmetric directions of each pair
+    for which, layer in enumerate((0, 2)):
+        for pair in ((0, 1), (2, 3)):
+            columns = []
+            for p, neuron in enumerate(pair):
+                position = {
+                    n: torch.arange(sum(sizes[:k]), sum(sizes[: k + 1])).view(shapes[k]) for k, n in enumerate(names)
+                }
+                row = torch.cat([position[f"{layer}.weight"][neuron], position[f"{layer}.bias"][neuron, None]])
+                entries = torch.cat([row, position[f"{layer + 2}.weight"][:, neuron]])
+                columns.append(torch.eye(len(flat), dtype=torch.float64)[:, entries] * (1 - 2 * p) / 2**0.5)
+            axes[which, pair] = sum(columns)
+    keys = list(axes)
+    for a in keys:
+        for b in keys:
+            block = axes[a].T @ dense @ axes[b]
+            if a != b and a[0] == b[0]:
+                assert block.abs().max() < 1e-8
+    rate, momentum, decay = 0.2, 0.8, 0.01
+    sgd = torch.optim.SGD(model.parameters(), rate, momentum, weight_decay=decay)
+    sets = {"0": torch.tensor([[0, 1], [2, 3]]), "2": torch.tensor([[0, 1], [2, 3]])}
+    found = collapse_exponent(model, sets, [(x, y)] * 30, sgd, frozen=True)
+    for k, key in enumerate(keys):
+        h = axes[key].T @ dense @ axes[key] + decay * torch.eye(axes[key].shape[1], dtype=torch.float64)
+        delta = axes[key].T @ flat
+        speed, logs = torch.zeros_like(delta), [delta.norm().log()]
+        for _ in range(30):
+            speed = momentum * speed + h @ delta
+            delta = delta - rate * speed
+            logs.append(delta.norm().log())
+        torch.testing.assert_close(found["growth"][:, k], torch.stack(logs).diff(), rtol=0, atol=1e-6)
+        assert found["growth"][:, k].abs().max() > 1e-3
+    assert (found["noise"].abs() < 1e-3).all()  # one batch: no noise
+
+
+def test_closed_forms():
+    """Quartic well and single neuron: E log|1 + a dt + b dB| to 2 %; the pair on its own noise to 5 %."""
+    rows = beyond.closed_forms(100, 120, 0)
+    assert [row["case"] for row in rows] == 3 * ["quartic"] + 3 * ["neuron"] + 4 * ["pair"]
+    for row in rows:
+        expected, exponent = float(row["expected"]), float(row["exponent"])
+        if row["case"] == "pair":
+            assert exponent == pytest.approx(expected, rel=0.05, abs=2e-6)
+        else:
+            assert exponent == pytest.approx(expected, rel=0.02, abs=0.05)
+
+
+def test_parts_add_up_to_the_exponent():
+    model = mlp(nn.GELU, 12).double()
+    sgd = torch.optim.SGD(model.parameters(), 0.02, 0.5, weight_decay=0.01)
+    batches = [(torch.randn(4, 10, dtype=torch.float64), torch.randint(5, (4,))) for _ in range(300)]
+    found = collapse_exponent(model, {"2": torch.combinations(torch.arange(12))}, batches, sgd)
+    total = found["curvature"] + found["noise"] + found["decay"]
+    torch.testing.assert_close(total, found["exponent"], rtol=0, atol=3e-5)
+    assert found["exponent"].abs().max() > 5e-4
+    torch.testing.assert_close(found["decay"], torch.full_like(total, -0.04 * 0.01), rtol=0.02, atol=0)
+
+
+def test_an_exponent_step_of_a_hundred_pairs_costs_less_than_thirty_gradient_steps():
+    model = core.vgg16(10, 8)
+    x, y = torch.randn(16, 3, 32, 32), torch.randint(10, (16,))
+    sgd = torch.optim.SGD(model.parameters(), 0.1)
+    pairs = torch.combinations(torch.arange(64))[:100]
+    with FlopCounterMode(display=False) as plain:
+        F.cross_entropy(model(x), y).backward()
+    for name in ("features.19", "features.28", "classifier.2"):
+        with FlopCounterMode(display=False) as whole:
+            collapse_exponent(model, {name: pairs}, [(x, y)] * 3, sgd)
+        assert plain.get_total_flops() < whole.get_total_flops() / 3 < 30 * plain.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    "model, sets, words",
+    [
+        (mlp(nn.Sigmoid), {"0": [0]}, "0 can't vanish: their activation of 0 is not 0"),
+        (mlp(), {"1": [0]}, "no group of neurons 1; there are 0, 2"),
+        (nn.Sequential(nn.Linear(10, 8), nn.LayerNorm(8), nn.Linear(8, 5)), {"0": [[0, 1]]}, "1: it couples"),
+        (nn.Sequential(nn.Linear(10, 8), nn.Dropout(), nn.Linear(8, 5)), {"0": [[0, 1]]}, "1: it drops each neuron"),
+    ],
+)
+def test_sets_that_are_not_invariant_are_refused(model, sets, words):
+    sgd = torch.optim.SGD(model.parameters(), 0.1)
+    batches = [(torch.randn(4, 10), torch.randint(5, (4,)))] * 2
+    with pytest.raises(ValueError, match=words):
+        collapse_exponent(model, {key: torch.tensor(index) for key, index in sets.items()}, batches, sgd)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    nesterov = torch.optim.SGD(model.parameters(), 0.1, 0.9, nesterov=True)
+    with pytest.raises(ValueError, match="Nesterov"):
+        collapse_exponent(model, {}, batches, nesterov)
+
+
+# ======================================================================================
+# Commands
+# ======================================================================================
+
+TINY = {"dataset": "synthetic", "width": 4, "batch_size": 32, "steps": 8, "warmup_steps": 2, "eval_every": 8}
+
+
+def test_experiments_run_and_are_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(beyond.core, "load_dataset", lambda *which: core.synthetic_dataset(256, 64))
+    found = beyond.extract(network=TINY, redundant=(0.5, 1.9), finetune=2, planted=("MLP",))
+    core.write_json(tmp_path / "extract.json", found)
+    assert [row["redundant"] for row in found["networks"]] == [0.5, 1.9]
+    small = found["networks"][1]
+    assert small["after"]["parameters"] < small["before"]["parameters"] and small["after"]["change"] > 0
+    assert small["after"]["flops"] < small["before"]["flops"] and 0 <= small["after"]["tuned"] <= 1
+    assert sum(group["merged"] for group in small["after"]["groups"]) > 0
+    settings = {"network": TINY | {"milestones": (4, 8)}, "early": 4, "window": 5, "pairs": 10, "layers": 2}
+    settings |= {"seeds": 1, "cause_steps": 3, "calm_steps": 2, "calm_batch": 40, "steps": 10, "pair_steps": 10}
+    found = beyond.exponent(**settings, folder=str(tmp_path / "runs"))
+    core.write_json(tmp_path / "exponent.json", found)
+    run = json.loads((tmp_path / "exponent.json").read_text())["runs"][0]
+    assert run["steps"] == [4, 8] and len(run["distance"][0]) == len(run["predicted"]) == len(run["next"]) == 20
+    assert all(math.isfinite(value) for value in run["same"])
+    assert set(found["causes"]) == {"both", "no decay", "no noise", "neither", "fixed"}
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("measure", "--model", "torchvision.models:resnet19"), "can't make --model torchvision.models:resnet19"),
+        (("measure", "--model", "nowhere:net"), "can't make --model nowhere:net"),
+        (("measure", "--input", "3,x"), "can't make"),
+        (("measure", "--weights", "absent.pt"), "absent.pt is not there"),
+        (("measure", "--run", "absent"), "absent is no run directory"),
+        (("measure", "--input", "3,8"), "can't trace"),
+        (("extract", "--runs", "absent"), "no finished run below absent"),
+        (("predict",), "unknown experiment predict"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_exit_code_2(arguments, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        subnetworks.main([*arguments, "--out", str(tmp_path)])
+    assert stop.value.code == 2 and words in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.rglob("*.json"))
