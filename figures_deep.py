@@ -21,7 +21,7 @@ def at_the_end(runs, varied, counted="groups", key="independent"):
 
 def fig3_distances(*results):
     """Heat maps of distances between neurons, ordered by cluster: the least noise of a sweep above the most."""
-    maps = [(result, entry) for result in results if result for entry in result["maps"]]
+    maps = [(result, entry) for result in results if result for entry in result.get("maps", ())]
     if not maps:  # the sweep's ends have diverged
         return None
     columns = 2 * len(maps[0][1]["groups"])
