@@ -85,7 +85,7 @@ def draw_diagonal(r):
     axes[0, 1].set(ylabel="test loss", yscale="log")
     axes[0, 2].set(ylabel="rank of the Jacobian (1e-15)", ylim=(0, 210))
     axes[0, 0].set_title(f"SGD, data A, {r['settings']['seeds']} seeds: median, 10-90 %", loc="left")
-    axes[0, 1].legend(fontsize=7, title="step size", title_fontsize=7)
+    axes[0, 2].legend(fontsize=7, loc="upper right", bbox_to_anchor=(1, 0.93))
     panel = axes[0, 3]
     for group in r["gd_b"]:
         color, line = (DURATIONS[group["decay"]][0], "--") if group["decay"] else ("k", ":")

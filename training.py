@@ -366,10 +366,12 @@ def train(
     per_epoch, share = len(data.train) // run.batch_size, run.batch_size // team.size
 
     def checkpoint():
+        nonlocal seconds
+        seconds = time.perf_counter() - began
         if team.rank == 0:
             state = {"step": step, "model": plain.state_dict(), "optimizer": optimizer.state_dict(), "log": log}
             state |= {"loss_sum": loss_sum, "bad_step": bad_step, "diverged_at": diverged_at}
-            save_atomically(checkpoint_file, state | {"seconds": time.perf_counter() - began})
+            save_atomically(checkpoint_file, state | {"seconds": seconds})
 
     stop = []
     main_thread = threading.current_thread() is threading.main_thread()
@@ -430,7 +432,7 @@ def train(
         bar.close()
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    return {"log": log, "diverged_at": diverged_at, "seconds": round(time.perf_counter() - began, 1)}
+    return {"log": log, "diverged_at": diverged_at, "seconds": round(seconds, 1)}
 
 
 def collapse_columns(report: list[dict]) -> dict[str, list]:
