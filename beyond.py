@@ -149,6 +149,7 @@ def closed_forms(steps: int, pair_steps: int, seed: int) -> list[dict]:
         quantiles = torch.special.ndtri((torch.arange(steps // 5, dtype=torch.float64) + 0.5) / (steps // 5))
         quantiles /= quantiles.square().mean().sqrt()
         kicks = torch.cat([quantiles[torch.randperm(steps // 5, generator=draw)] for _ in range(5)])
+        kicks = torch.cat([kicks, kicks[:1]])  # the exponent leaves out the last step
         size = level / step**0.5 if case == "quartic" else (level * len(x) / step) ** 0.5
         batches = [(x, y + size * kick * x / x.norm()) for kick in kicks]
         model = neurons(1, activation, [1e-9], [1e-9])  # along the axis that grows most

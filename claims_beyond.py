@@ -81,16 +81,17 @@ def exponent_closed(beyond_exponent):
 def exponent_pair(beyond_exponent, pair):
     """The exponent of the two neurons is the slope of their log distance.
 
-    Within 5 % of the slope on the same label noise, and within 3 s.e. of the rate in pair.json, in four conditions.
+    Within 5 % of the slope on the same label noise, and within 3 s.d. of the seeds' rates in pair.json.
     """
     rows = [row for row in beyond_exponent["closed"] if row["case"] == "pair"]
-    found, slope, mean, error = (column(rows, key).ravel() for key in ("exponent", "expected", "rate", "error"))
+    found, slope, mean = (column(rows, key).ravel() for key in ("exponent", "expected", "rate"))
     conditions = list(zip(pair["learning_rates"], pair["label_noises"], strict=True))
     places = [conditions.index((row["learning_rate"], row["level"])) for row in rows]
-    rates, rate_errors = (np.array(pair[key], float)[places] / 2 for key in ("rate", "rate_error"))
-    ratio, score = found / slope, abs(mean - rates) / np.hypot(error, rate_errors)
-    text = f"{ratio.min():.3f} to {ratio.max():.3f}; {score.max():.1f} s.e."
-    return "1; < 3 s.e.", text, "", bool((abs(ratio - 1) < 0.05).all() and (score < 3).all())
+    seeds = pair["settings"]["replicas"] + pair["settings"]["extra_replicas"]
+    rates, errors = (np.array(pair[key], float)[places] / 2 for key in ("rate", "rate_error"))  # of squared distances
+    ratio, score = found / slope, abs(mean - rates) / (errors * seeds**0.5)
+    text = f"{ratio.min():.3f} to {ratio.max():.3f}; {score.max():.1f} s.d."
+    return "1; < 3 s.d.", text, "", bool((abs(ratio - 1) < 0.05).all() and (score < 3).all())
 
 
 def slopes(result, which):
@@ -179,6 +180,24 @@ def exponent_roc(beyond_exponent):
     return "> 0.5", f"{found[0]:.3f}", f"{found[1]:.3f} to {found[2]:.3f}, {merged} merged", found[1] > 0.5
 
 
+def exponent_sign(beyond_exponent):
+    """The sign of the exponent, measured early, tells who merges: only attracted pairs do.
+
+    The share of pairs merged at the end is larger where it is negative than where it is positive, by over 2 s.e.
+    """
+    parts = [later_merged(run) for run in beyond_exponent["runs"]]
+    attracted = np.concatenate([part[0]["exponent"] for part in parts]) > 0
+    merged = np.concatenate([part[1] for part in parts])
+    text = f"{merged[attracted].sum()} of {attracted.sum():,}; {merged[~attracted].sum()} of {(~attracted).sum():,}"
+    if not merged.any() or attracted.all() or not attracted.any():
+        return "more", text, "", "not resolved"
+    share = [merged[side].mean() for side in (attracted, ~attracted)]
+    all_shares = merged.mean() * (1 - merged.mean())
+    error = np.sqrt(all_shares / attracted.sum() + all_shares / (~attracted).sum())
+    gap = share[0] - share[1]
+    return "more", text, f"{error:.3f}", "not resolved" if abs(gap) < 2 * error else bool(gap > 0)
+
+
 def exponent_naive(beyond_exponent):
     """It tells more than the distance now: the forecast, log distance + exponent x steps left, beats it.
 
@@ -252,6 +271,7 @@ CLAIMS = {
         exponent_same,
         exponent_next,
         exponent_roc,
+        exponent_sign,
         exponent_naive,
         exponent_parts,
         exponent_noise,

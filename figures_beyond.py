@@ -65,7 +65,8 @@ def scatter(axes, result, which, words):
         part = slice(end - runs[0]["groups"][name], end)
         x = np.concatenate([np.array(run["predicted"][part], float) for run in runs])
         y = np.concatenate([np.array(run[which][part], float) for run in runs])
-        axes.plot(x, y, MARKERS[k], color=color, ms=2.5, alpha=0.6, label=name, mew=0)
+        label = f"{name}: r = {np.corrcoef(x, y)[0, 1]:.2f}"
+        axes.plot(x, y, MARKERS[k], color=color, ms=2.5, alpha=0.6, label=label, mew=0)
     low, high = np.nanpercentile(np.concatenate([run[key] for run in runs for key in ("predicted", which)]), [0, 100])
     line = np.array([low, high])
     axes.plot(line, line, "k--", lw=0.8)
