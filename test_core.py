@@ -1,4 +1,4 @@
-"""The tests: physics and contracts. `pytest` takes about a minute on two cores, needs no network and no GPU."""
+"""The tests: physics and contracts. `pytest` takes under three minutes on two cores, needs no network and no GPU."""
 
 import copy
 import dataclasses
