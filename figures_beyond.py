@@ -27,25 +27,20 @@ def beyond_extraction(beyond_extract):
     for k, (color, limit) in enumerate(zip(shades(len(limits)), limits, strict=True)):
         chosen = [row for row in rows if row["redundant"] == limit]
         shift, style = 0.08 * (k - len(limits) / 2 + 0.5), {"color": color, "marker": MARKERS[k], "ms": 5, "lw": 1.2}
-        for panel, key in zip(axes, ("parameters", "flops", "accuracy", "tuned"), strict=True):
-            before, after = column(chosen, "before", key), column(chosen, "after", key)
-            mean, ends = at_rates(chosen, after / before if key in ("parameters", "flops") else after)
+        panels = (("parameters", np.divide), ("flops", np.divide), ("accuracy", np.subtract), ("tuned", np.subtract))
+        for panel, (key, compare) in zip(axes, panels, strict=True):
+            mean, ends = at_rates(chosen, compare(column(chosen, "after", key), column(chosen, "before", key)))
             panel.errorbar(place + shift, mean, abs(ends - mean), **style, capsize=2, label=f"{limit:g}")
-    for panel, key in zip(axes[2:], ("accuracy", "tuned"), strict=True):
-        mean, ends = at_rates(chosen, column(chosen, "before", key))
-        panel.plot(place, mean, color="0.4", ls=":", marker="_", ms=14, lw=1, label="whole network")
-        panel.legend(title="threshold", fontsize=7)
-    for panel, text in zip(
-        axes,
-        (
-            "parameters kept",
-            "FLOPs kept",
-            "test accuracy, as extracted",
-            f"test accuracy after {settings['finetune']} steps at {settings['learning_rate']:g}",
-        ),
-        strict=True,
-    ):
+    texts = ["parameters kept", "FLOPs kept", "test accuracy, change by extraction"]
+    texts.append(f"the same after {settings['finetune']} steps at {settings['learning_rate']:g}")
+    for panel, text in zip(axes, texts, strict=True):
         panel.set(xticks=place, xticklabels=[f"{rate:g}" for rate in rates], xlabel="learning rate", ylabel=text)
+    for panel, key in zip(axes[2:], ("accuracy", "tuned"), strict=True):
+        panel.axhline(0, color="k", lw=0.8)
+        whole = at_rates(chosen, column(chosen, "before", key))[0]
+        panel.set_title("whole: " + ", ".join(f"{value:.2f}" for value in whole), loc="left")
+        limit = max(0.01, *(1.1 * abs(np.array(panel.get_ylim()))))
+        panel.set_ylim(-limit, limit)
     axes[0].legend(title="redundant below", loc="lower left")
     seeds, steps = len({row["seed"] for row in rows}), {row["steps"] for row in rows}
     about = (
