@@ -9,6 +9,8 @@ CGD leaves these out of the step. Spectra are exact. Cost on one core, and train
   divergence   Figure 3: copies 0.1 apart end 0.005 (most convergent) to 1.0 apart   14 minutes, 13 shared with subspace
   subspace     global Lyapunov exponents, up to 1.6e-4 a step; chaotic subspace      13 minutes
 
+  python chaotic_sgd.py delay --seeds 1     one seed of figure 2, ten minutes
+
 USPS is downloaded, or read from data/usps.npz. Finished pieces stay in runs/chaotic_sgd and aren't computed again.
 """
 

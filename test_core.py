@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import re
+import runpy
 import signal
 import socket
 import subprocess
@@ -1345,28 +1346,44 @@ def run_command(*command, cwd=HERE, **options):
     return subprocess.run([sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True, **options)
 
 
-@pytest.mark.parametrize("script", ["toy_models.py", "teacher_student.py", "benchmark.py", "figures.py"])
-def test_help_and_unknown_names(script):
-    shown = run_command(script, "--help")
-    assert shown.returncode == 0 and "--quick" in shown.stdout and "python " + script in shown.stdout
-    wrong = run_command(script, "nonsense")
-    assert wrong.returncode == 2 and "unknown" in wrong.stderr and "nonsense" in wrong.stderr
-    assert "Traceback" not in wrong.stderr
+SCRIPTS = (
+    "toy_models teacher_student vgg_cifar10 resnet_cifar100 sparse_features chaotic_sgd subnetworks benchmark figures"
+)
 
 
-def test_a_folder_that_cannot_be_written_is_found_out_first(tmp_path):
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """Runs a script in this process, where torch is loaded already: (exit code, stdout, stderr)."""
+
+    def run(script, *options):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, options)])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(HERE / script), run_name="__main__")
+        return stop.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize("script", [f"{name}.py" for name in SCRIPTS.split()])
+def test_help_and_unknown_names(script, run_here):
+    code, shown, _ = run_here(script, "--help")
+    assert code == 0 and "--quick" in shown and re.search(f"(python|torchrun --nproc_per_node=8) {script}", shown)
+    code, _, line = run_here(script, "nonsense")
+    assert code == 2 and "unknown" in line and "nonsense" in line and line.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_written_is_found_out_first(tmp_path, run_here):
     (tmp_path / "file").write_text("")
-    for command in (["toy_models.py", "quartic"], ["figures.py", "--figures"]):
-        options = ["--out", tmp_path / "file"] if command[0] == "toy_models.py" else [tmp_path / "file"]
-        wrong = run_command(*command, *options, "--quick")
-        assert wrong.returncode == 2 and "can't write" in wrong.stderr and "Traceback" not in wrong.stderr
+    for command in (["toy_models.py", "quartic", "--out"], ["figures.py", "--figures"]):
+        code, _, line = run_here(*command, tmp_path / "file", "--quick")
+        assert code == 2 and "can't write" in line and line.count("\n") == 1
 
 
-def test_a_device_that_is_not_there_is_one_line():
+def test_a_device_that_is_not_there_is_one_line(run_here):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    wrong = run_command("toy_models.py", "quartic", "--device", "cuda")
-    assert wrong.returncode == 2 and "no CUDA GPU" in wrong.stderr and "Traceback" not in wrong.stderr
+    code, _, line = run_here("toy_models.py", "quartic", "--device", "cuda")
+    assert code == 2 and "no CUDA GPU" in line and line.count("\n") == 1
 
 
 def test_results_are_replaced_whole_or_not_at_all(tmp_path, capsys):
