@@ -224,35 +224,6 @@ def exponent_parts(beyond_exponent):
     return "< 0.1", f"{ratio:.3f}", f"means {means} per 1,000 steps", ratio < 0.1
 
 
-def exponent_noise(beyond_exponent):
-    """Noise attracts: with less of it (batches of 512 images) the exponents are higher, as in one dimension.
-
-    Their mean over pairs falls from the large batches to the run's own, by over 2 s.e., weight decay as it is.
-    """
-    both, calm = (beyond_exponent["causes"][name] for name in ("both", "no noise"))
-    gain = np.mean(both["exponent"]) - np.mean(calm["exponent"])
-    error = np.hypot(both["error"], calm["error"])  # of one pair: the pairs share their batches
-    text = f"{np.mean(calm['exponent']):.3f} to {np.mean(both['exponent']):.3f} per 1,000 steps"
-    return "falling", text, f"{error:.3f}", "not resolved" if abs(gain) < 2 * error else bool(gain < 0)
-
-
-def exponent_decay(beyond_exponent):
-    """Weight decay attracts at its own rate, eta x decay: without it the exponents are that much higher.
-
-    The parts' mean decay is -eta decay within 1 %, and the mean exponent falls when decay is put back, by over 2 s.e.
-    """
-    both, free, run = (
-        *(beyond_exponent["causes"][k] for k in ("both", "no decay")),
-        beyond_exponent["runs"][0]["settings"],
-    )
-    expected = -1000 * run["learning_rate"] / (1 - run["momentum"]) * run["weight_decay"]
-    gain, error = np.mean(both["exponent"]) - np.mean(free["exponent"]), np.hypot(both["error"], free["error"])
-    text = f"{both['decay']:.3f}; {gain:.3f} per 1,000 steps"
-    if abs(gain) < 2 * error:
-        return f"{expected:.3f}; falling", text, f"{error:.3f}", "not resolved"
-    return f"{expected:.3f}; falling", text, f"{error:.3f}", abs(both["decay"] / expected - 1) < 0.01 and gain < 0
-
-
 def exponent_cost(beyond_exponent):
     """Exponents are cheap: gradient, exponents and update of a step, for 100 pairs, against a gradient alone.
 
@@ -261,6 +232,60 @@ def exponent_cost(beyond_exponent):
     cost = beyond_exponent["cost"]
     ratio = cost["exponent"] / cost["gradient"]
     return "< 30", f"{ratio:.2f}", f"{cost['pairs']} pairs", cost["pairs"] == 100 and ratio < 30
+
+
+def cause(result, size, decay):
+    """The row of a batch size and a weight decay, by their ranks (-1: the largest)."""
+    sizes, decays = (sorted({row[key] for row in result["rows"]}) for key in ("batch_size", "weight_decay"))
+    return next(r for r in result["rows"] if (r["batch_size"], r["weight_decay"]) == (sizes[size], decays[decay]))
+
+
+def standard_error(values):
+    """Of the mean over replicas; the full batch has one, and no error."""
+    return np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
+
+
+def causes_noise(beyond_causes):
+    """Noise attracts: without it (the full batch) the exponents are higher, as in one dimension.
+
+    Their mean over pairs falls from the full batch to the run's own, by over 2 s.e., weight decay as it is.
+    """
+    noisy, calm = (cause(beyond_causes, size, -1)["exponent"] for size in (0, -1))
+    gain, error = np.mean(noisy) - np.mean(calm), np.hypot(standard_error(noisy), standard_error(calm))
+    text = f"{np.mean(calm):.3f} to {np.mean(noisy):.3f} per 1,000 steps"
+    return "falling", text, f"{error:.3f}", "not resolved" if abs(gain) < 2 * error else bool(gain < 0)
+
+
+def causes_decay(beyond_causes):
+    """Weight decay attracts, with noise and without, and its part is -eta x decay.
+
+    At every batch size the mean exponent falls when decay is put back (on the same batches), by over 2 s.e. of the
+    replicas, and the part is -eta x decay within 1 %.
+    """
+    run, sizes = beyond_causes["run"], {row["batch_size"] for row in beyond_causes["rows"]}
+    pairs = [[cause(beyond_causes, k, decay) for decay in (0, -1)] for k in range(len(sizes))]
+    gains = [np.subtract(both["exponent"], free["exponent"]) for free, both in pairs]
+    errors = [standard_error(gain) for gain in gains]
+    expected = -1000 * run["learning_rate"] / (1 - run["momentum"]) * pairs[0][1]["weight_decay"]
+    exact = all(abs(np.mean(both["decay"]) / expected - 1) < 0.01 for _, both in pairs)
+    holds = bool(exact and max(gain.mean() for gain in gains) < 0)
+    clear = all(abs(gain.mean()) > 2 * error for gain, error in zip(gains, errors, strict=True))
+    text = f"{', '.join(f'{gain.mean():.3f}' for gain in gains)} per 1,000 steps"
+    return f"{expected:.3f}; falling", text, f"{max(errors):.3f}", holds if clear else "not resolved"
+
+
+def causes_split(beyond_causes):
+    """With and without noise and decay the exponent is curvature + noise + decay; without noise the noise part goes.
+
+    In each case their sum is within a tenth of the largest part; the noise part of the full batch is under a tenth.
+    """
+    keys, off = ("curvature", "noise", "decay"), []
+    for row in beyond_causes["rows"]:
+        parts = [np.mean(row[key]) for key in keys]
+        off.append(abs(sum(parts) - np.mean(row["exponent"])) / np.abs(parts).max())
+    noisy, calm = (np.mean(cause(beyond_causes, size, -1)["noise"]) for size in (0, -1))
+    text = f"{max(off):.3f}; {calm:.3f} against {noisy:.3f}"
+    return "< 0.1; < 0.1", text, "", bool(max(off) < 0.1 and abs(calm / noisy) < 0.1)
 
 
 CLAIMS = {
@@ -274,8 +299,7 @@ CLAIMS = {
         exponent_sign,
         exponent_naive,
         exponent_parts,
-        exponent_noise,
-        exponent_decay,
         exponent_cost,
     ),
+    "beyond_causes": (causes_noise, causes_decay, causes_split),
 }

@@ -1,9 +1,9 @@
-"""Figures of subnetworks.py, drawn from results/beyond_{extract,exponent}.json alone."""
+"""Figures of subnetworks.py, drawn from results/beyond_{extract,exponent,causes}.json alone."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from claims_beyond import areas, column, fit, later_merged
+from claims_beyond import areas, column, fit, later_merged, standard_error
 from figures_theory import MARKERS, shades
 
 PREDICTORS = {  # of who merges: colour, line
@@ -125,22 +125,17 @@ def draw_parts(axes, result):
     axes.set_title("along training: what moves pairs (5 to 95 %)", loc="left")
 
 
-def draw_causes(axes, result):
-    """Exponents where training goes on with and without noise and weight decay."""
-    names = {"neither": "neither", "no decay": "noise only", "no noise": "decay only", "both": "both"}
-    for k, name in enumerate(names):
-        cause = result["causes"][name]
-        low, high = np.percentile(cause["exponent"], [5, 95])
-        axes.plot([k, k], [low, high], color="0.75", lw=14, solid_capstyle="butt", zorder=1)
-        axes.errorbar(k, np.mean(cause["exponent"]), cause["error"], fmt="ko", ms=5, capsize=4)
-        for dx, marker, key in ((-0.3, "v", "curvature"), (-0.2, "^", "noise"), (0.2, "s", "decay")):
-            axes.plot(k + dx, cause[key], marker, color="#1b6ca8", ms=5, label=key if k == 0 else None)
-    axes.plot([], [], "ko", label="exponent: mean, s.e.")
-    axes.plot([], [], color="0.75", lw=6, label="5 to 95 % of pairs")
-    axes.axhline(0, color="k", lw=0.8)
-    axes.set_xticks(range(4), names.values())
-    axes.set_ylabel("per 1,000 steps")
-    axes.set_title(f"training goes on from step {result['settings']['early']:,} with", loc="left")
+def draw_merged(axes, result):
+    """How many pairs of each group have merged, along training; all pairs count here."""
+    names = list(result["runs"][0]["groups"])
+    for k, (color, name) in enumerate(zip(shades(len(names)), names, strict=True)):
+        for run in result["runs"]:
+            label = name if run is result["runs"][0] else None
+            axes.plot(
+                run["steps"], np.array(run["merged"])[:, k], color=color, marker=MARKERS[k], ms=4, lw=1.2, label=label
+            )
+    axes.set(xlabel="step", ylabel="merged pairs (normalised distance < 0.1)", ylim=(0, None))
+    axes.set_title("who merges when: every pair of a group, a line per seed", loc="left")
     axes.legend(fontsize=7)
 
 
@@ -152,12 +147,43 @@ def beyond_exponent(beyond_exponent):
     scatter(axes[0, 1], beyond_exponent, "same", "same steps")
     scatter(axes[0, 2], beyond_exponent, "next", f"next {window:,} steps")
     draw_roc(axes[1, 0], beyond_exponent)
-    draw_parts(axes[1, 1], beyond_exponent)
-    draw_causes(axes[1, 2], beyond_exponent)
+    draw_merged(axes[1, 1], beyond_exponent)
+    draw_parts(axes[1, 2], beyond_exponent)
+    return figure
+
+
+def beyond_causes(beyond_causes):
+    """Exponents of pairs with less noise, down to none, with and without weight decay; and what they are made of."""
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
+    rows, settings = beyond_causes["rows"], beyond_causes["settings"]
+    sizes, decays = (sorted({row[key] for row in rows}) for key in ("batch_size", "weight_decay"))
+    marks = {"curvature": (-0.3, "v"), "noise": (-0.22, "^"), "decay": (0.22, "s")}
+    for row in rows:
+        axes, k = panels[decays.index(row["weight_decay"])], sizes.index(row["batch_size"])
+        low, high = np.percentile(row["by_pair"], [5, 95])
+        axes.plot([k, k], [low, high], color="0.8", lw=16, solid_capstyle="butt", zorder=1)
+        parts = {key: np.mean(row[key]) for key in marks}
+        for key, (dx, marker) in marks.items():
+            axes.plot(k + dx, parts[key], marker, color="#1b6ca8", ms=6, label=None if k else key)
+        axes.plot(k + 0.3, sum(parts.values()), "x", color="#c0392b", ms=7, mew=2, label=None if k else "their sum")
+        rates = row["exponent"]
+        label = None if k else "exponent: mean, 2 s.e."
+        axes.errorbar(k, np.mean(rates), 2 * standard_error(rates), fmt="ko", ms=6, capsize=4, label=label)
+    names = [f"{size:,}" for size in sizes[:-1]] + [f"{sizes[-1]:,}\n(full batch: no noise)"]
+    for axes, decay in zip(panels, decays, strict=True):
+        axes.axhline(0, color="k", lw=0.8)
+        axes.set(xticks=range(len(sizes)), xticklabels=names, xlabel="batch size")
+        axes.set_title(f"weight decay {decay:g}", loc="left")
+    panels[0].set_ylabel("per 1,000 steps")
+    panels[0].plot([], [], color="0.8", lw=6, label="5 to 95 % of pairs")
+    panels[0].legend(fontsize=8)
+    about = f"{settings['steps']:,} steps from step {settings['early']:,}, {len(rows[0]['by_pair'])} pairs"
+    panels[-1].set_title(about, loc="right")
     return figure
 
 
 FIGURES = {
     "beyond_extraction": (("beyond_extract",), beyond_extraction),
     "beyond_exponent": (("beyond_exponent", "pair"), lambda exponent, pair: beyond_exponent(exponent)),
+    "beyond_causes": (("beyond_causes",), beyond_causes),
 }

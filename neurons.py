@@ -1,6 +1,6 @@
 """What belongs to a neuron: its parameters, the one it merges into, what it adds to the loss; and trained networks.
 
-The room behind subnetworks.py and beyond.py, on top of `core.neuron_groups`.
+The room behind subnetworks.py, extraction.py and exponents.py, on top of `core.neuron_groups`.
 """
 
 import json

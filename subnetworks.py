@@ -2,7 +2,8 @@
 
   measure    the collapse report of any network, with the parameters that the simpler one would need     seconds
   extract    the simpler network of each trained one: accuracy, parameters, FLOPs, time per image   about 10 min
-  exponent   predicted against measured merging: closed forms, then a narrow VGG-16 on CIFAR-10     about 25 min
+  exponent   predicted against measured merging: closed forms, then a narrow VGG-16 on CIFAR-10     about 10 min
+  causes     its exponents with less noise, none (the full batch), and without weight decay        about 2.5 h
 
   python subnetworks.py measure --model torchvision.models:resnet18 --weights FILE.pt --input 3,224,224
   python subnetworks.py measure --run runs/vgg_cifar10/NAME
@@ -10,7 +11,8 @@
   python subnetworks.py --quick
 
 From Python: extract_subnetwork(model, example) and collapse_exponent(model, sets, batches, optimizer).
-Times are for one CPU core. `exponent` first trains its two networks: 18 minutes more, once (runs/subnetworks).
+Times are for one CPU core. `exponent` first trains its two networks: 18 minutes more, once (runs/subnetworks);
+`causes` uses the first of them.
 """
 
 import copy
@@ -120,7 +122,8 @@ def extract_subnetwork(model: nn.Module, example: Tensor, vanishing: float = 0.1
 # ======================================================================================
 # Predict: the top Lyapunov exponent of SGD normal to an invariant set
 # ======================================================================================
-#
+
+
 def collapse_exponent(
     model: nn.Module,
     sets: dict[str, Tensor],
@@ -129,6 +132,7 @@ def collapse_exponent(
     loss=F.cross_entropy,
     frozen: bool = False,
     blocks: int = 20,
+    chunk: int | None = None,
 ) -> dict[str, Tensor]:
     """Top Lyapunov exponents of SGD normal to invariant sets, along the steps it takes with these very batches.
 
@@ -136,7 +140,8 @@ def collapse_exponent(
     (sign sets; before a batch norm the set is gain, offset and outgoing weights zero). At each step the small
     distances to the sets move by v' = momentum v + (H + decay) delta, delta' = delta - lr v', H the batch's
     Hessian normal to the set, and the network by `optimizer` (unless `frozen`). They start along the neurons' own
-    distances, and at random where these are zero; only their direction matters.
+    distances, and at random where these are zero; only their direction matters. Batches too large for memory
+    are taken `chunk` examples at a time (`loss` a mean over examples; networks without batch norm).
 
     Returns, one number per set in the order of `sets`: `exponent` per step, over the last four fifths of the
     steps, its standard `error` (from means over `blocks`), and what it is made of to second order in eta =
@@ -145,7 +150,8 @@ def collapse_exponent(
     (stochastic_collapse, section 0); in many the part of Hu across u repels. And [steps, sets]: `growth`
     of log|delta|, and `log_distance` of the neurons themselves to the set, before each step.
 
-    Raises ValueError, naming the layer, for groups it can't follow and sets that aren't invariant.
+    Raises ValueError, naming the layer, for groups it can't follow, sets that aren't invariant and chunks that
+    a batch norm would see.
     """
     settings = {(g["lr"], g["momentum"], g["weight_decay"]) for g in optimizer.param_groups}
     if type(optimizer) is not torch.optim.SGD or len(settings) != 1 or optimizer.defaults["nesterov"]:
@@ -153,7 +159,10 @@ def collapse_exponent(
             "collapse_exponent linearises torch.optim.SGD with one setting for all parameters, no Nesterov"
         )
     modules, trained, batches = dict(model.named_modules()), model.training, iter(batches)
-    batch, seen = next(batches), None
+    batch = next(batches)
+    coupled = [name for name, module in modules.items() if chunk and isinstance(module, _BatchNorm)]
+    if coupled:
+        raise ValueError(f"collapse_exponent can't take batches in chunks: {coupled[0]} couples their examples")
     groups = {group.name: group for group in neuron_groups(model, batch[0][:2])}
     if sets.keys() - groups.keys():
         raise ValueError(f"no group of neurons {', '.join(sets.keys() - groups.keys())}; there are {', '.join(groups)}")
@@ -192,30 +201,34 @@ def collapse_exponent(
     try:
         model.train()
         while batch is not None:
-            if not (frozen and batch is seen):
-                optimizer.zero_grad()
-                loss(model(batch[0]), batch[1]).backward()
             rate, momentum, decay = (optimizer.param_groups[0][key] for key in ("lr", "momentum", "weight_decay"))
-            eta, row = rate / (1 - momentum), []
-            for name, (group, index, nodes, shapes, free) in jobs.items():
-
-                def slope(vectors, nodes=nodes, shapes=shapes):
-                    return grad(contribution)(vectors, shapes, nodes, modules, inputs, gradients)
-
-                mean, own = split(group, index, free)
+            eta, row, nearest, products = rate / (1 - momentum), [], {}, {}
+            for name, (group, index, *_, free) in jobs.items():
+                nearest[name] = _, own = split(group, index, free)
                 if name not in states:
-                    if index.ndim == 1 and (slope(mean) * free).any():
-                        raise ValueError(f"the neurons of {name} can't vanish: their activation of 0 is not 0")
                     there = own.norm(dim=1, keepdim=True) > 0
                     delta = torch.where(there, own, torch.randn_like(own) * free)
                     speed = torch.where(there, split(group, index, free, velocity)[1], 0)
                     size = delta.norm(dim=1, keepdim=True)
                     states[name] = delta / size, speed / size, torch.zeros_like(delta)
-                delta, speed, before = states[name]
-                if index.ndim == 2:
-                    product = jvp(slope, (mean,), (delta,))[1]
-                else:  # the slope at the set is 0: this is the same, and right where a ReLU or max-pool has a kink
-                    product = slope(mean + 1e-4 * delta) * free / 1e-4
+            optimizer.zero_grad()
+            for x, labels in zip(*(part.split(chunk or len(part)) for part in batch), strict=True):
+                (loss(model(x), labels) * (len(x) / len(batch[0]))).backward()
+                for name, (_, index, nodes, shapes, free) in jobs.items():
+
+                    def slope(vectors, nodes=nodes, shapes=shapes):
+                        return grad(contribution)(vectors, shapes, nodes, modules, inputs, gradients)
+
+                    mean, delta = nearest[name][0], states[name][0]
+                    if index.ndim == 2:
+                        product = jvp(slope, (mean,), (delta,))[1]
+                    else:  # the slope at the set is 0: this is the same, and right where a ReLU or max-pool has a kink
+                        if not steps and (slope(mean) * free).any():
+                            raise ValueError(f"the neurons of {name} can't vanish: their activation of 0 is not 0")
+                        product = slope(mean + 1e-4 * delta) * free / 1e-4
+                    products[name] = products.get(name, 0) + product
+            for name in jobs:
+                own, product, (delta, speed, before) = nearest[name][1], products[name], states[name]
                 # The slow variable of SGD: where its velocity will have carried delta; moves by -eta (H + decay) delta
                 slow = delta - eta * momentum * speed
                 ahead = slow.norm(dim=1)
@@ -233,18 +246,17 @@ def collapse_exponent(
             steps.append(torch.cat(row, 1))
             if not frozen:
                 optimizer.step()
-            batch, seen = next(batches, None), batch
+            batch = next(batches, None)
     finally:
         for hook in hooks:
             hook.remove()
         model.train(trained)
     growth, curvature, noise, decay, distance, ahead = torch.stack(steps, 1).double()
     late = slice(len(growth) // 5, -1 if len(growth) > 1 else None)
-    slow = torch.cat([growth[:-1] + ahead.diff(dim=0), growth[-1:]])[
-        late
-    ]  # of the slow variable: without momentum's swing
+    slow = torch.cat([growth[:-1] + ahead.diff(dim=0), growth[-1:]])[late]  # of the slow one: without momentum's swing
     means = torch.stack([part.mean(0) for part in slow.tensor_split(min(blocks, len(slow)))])
-    found = {"exponent": slow.mean(0), "error": means.std(0) / len(means) ** 0.5}
+    error = (means.var(0, correction=0) / (len(means) - 1)).sqrt()  # of one mean: nan
+    found = {"exponent": slow.mean(0), "error": error}
     found |= {"curvature": curvature[late].mean(0), "noise": noise[late].mean(0), "decay": decay[late].mean(0)}
     return found | {"growth": growth, "log_distance": distance}
 
@@ -312,7 +324,8 @@ OPTIONS = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    from beyond import exponent, extract  # built on the functions above
+    from exponents import causes, exponent  # built on the functions above
+    from extraction import extract
 
     tiny = {"dataset": "synthetic", "width": 4, "batch_size": 32, "steps": 40, "warmup_steps": 10, "eval_every": 40}
     quick = {
@@ -320,11 +333,21 @@ def main(argv: list[str] | None = None) -> None:
         "extract": {"network": tiny, "redundant": (0.1,), "finetune": 5, "planted": ("MLP", "resnet18")},
         "exponent": {
             "network": tiny | {"milestones": (20, 40)}, "folder": "runs/quick/subnetworks", "seeds": 1, "early": 20,
-            "window": 10, "pairs": 20, "cause_steps": 10, "calm_steps": 5, "calm_batch": 64,
-            "steps": 300, "pair_steps": 300,
+            "window": 10, "pairs": 20, "steps": 300, "pair_steps": 300,
+        },
+        "causes": {
+            "network": tiny | {"milestones": (20, 40)}, "folder": "runs/quick/subnetworks", "early": 20, "pairs": 20,
+            "batch_sizes": (32, 50_000), "steps": 4, "replicas": (2, 1),
         },
     }  # fmt: skip
-    run_script(__doc__, {"measure": measure, "extract": extract, "exponent": exponent}, quick, argv, "beyond_", OPTIONS)
+    run_script(
+        __doc__,
+        {"measure": measure, "extract": extract, "exponent": exponent, "causes": causes},
+        quick,
+        argv,
+        "beyond_",
+        OPTIONS,
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Tests of subnetworks.py and its rooms: physics and contracts."""
 
 import copy
+import dataclasses
 import json
 import math
 import time
@@ -14,11 +15,13 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import vgg
 
-import beyond
 import core
+import exponents
+import extraction
 import subnetworks
-from neurons import plant_collapse
+from neurons import plant_collapse, trained_network
 from subnetworks import collapse_exponent, extract_subnetwork
+from training import Images
 
 
 @pytest.fixture(autouse=True)
@@ -323,7 +326,7 @@ def test_hessian_across_the_sets_against_the_dense_one():
 
 def test_closed_forms():
     """Quartic well and single neuron: E log|1 + a dt + b dB| to 2 %; the pair on its own noise to 5 %."""
-    rows = beyond.closed_forms(100, 120, 0)
+    rows = exponents.closed_forms(100, 120, 0)
     assert [row["case"] for row in rows] == 3 * ["quartic"] + 3 * ["neuron"] + 4 * ["pair"]
     for row in rows:
         expected, exponent = float(row["expected"]), float(row["exponent"])
@@ -342,6 +345,26 @@ def test_parts_add_up_to_the_exponent():
     torch.testing.assert_close(total, found["exponent"], rtol=0, atol=3e-5)
     assert found["exponent"].abs().max() > 5e-4
     torch.testing.assert_close(found["decay"], torch.full_like(total, -0.04 * 0.01), rtol=0.02, atol=0)
+
+
+def test_a_batch_in_chunks_is_the_same_batch():
+    """Gradient accumulated over uneven chunks: the same steps, exponents and parts; a batch norm is refused."""
+    batches = [(torch.randn(16, 10, dtype=torch.float64), torch.randint(5, (16,))) for _ in range(12)]
+    found = []
+    for chunk in (None, 16, 5):
+        torch.manual_seed(1)
+        model = mlp(nn.GELU, 6).double()
+        sgd = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=0.01)
+        sets = {"0": torch.tensor([[0, 1], [2, 4]]), "2": torch.tensor([1, 5])}
+        found.append(collapse_exponent(model, sets, batches, sgd, chunk=chunk))
+        found[-1]["weight"] = model[0].weight.detach().clone()
+    for key, value in found[0].items():
+        torch.testing.assert_close(found[1][key], value, rtol=0, atol=0)
+        torch.testing.assert_close(found[2][key], value, rtol=1e-9, atol=1e-12)
+    model = narrow_vgg_bn()
+    sgd = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(ValueError, match=r"in chunks: features\.1 couples"):
+        collapse_exponent(model, {}, [(torch.randn(4, 3, 32, 32), torch.arange(4))], sgd, chunk=2)
 
 
 def test_an_exponent_step_of_a_hundred_pairs_costs_less_than_thirty_gradient_steps():
@@ -385,8 +408,8 @@ TINY = {"dataset": "synthetic", "width": 4, "batch_size": 32, "steps": 8, "warmu
 
 
 def test_experiments_run_and_are_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(beyond.core, "load_dataset", lambda *which: core.synthetic_dataset(256, 64))
-    found = beyond.extract(network=TINY, redundant=(0.5, 1.9), finetune=2, planted=("MLP",))
+    monkeypatch.setattr(core, "load_dataset", lambda *which: core.synthetic_dataset(256, 64))
+    found = extraction.extract(network=TINY, redundant=(0.5, 1.9), finetune=2, planted=("MLP",))
     core.write_json(tmp_path / "extract.json", found)
     assert [row["redundant"] for row in found["networks"]] == [0.5, 1.9]
     small = found["networks"][1]
@@ -394,13 +417,46 @@ def test_experiments_run_and_are_written(tmp_path, monkeypatch):
     assert small["after"]["flops"] < small["before"]["flops"] and 0 <= small["after"]["tuned"] <= 1
     assert sum(group["merged"] for group in small["after"]["groups"]) > 0
     settings = {"network": TINY | {"milestones": (4, 8)}, "early": 4, "window": 5, "pairs": 10, "layers": 2}
-    settings |= {"seeds": 1, "cause_steps": 3, "calm_steps": 2, "calm_batch": 40, "steps": 10, "pair_steps": 10}
-    found = beyond.exponent(**settings, folder=str(tmp_path / "runs"))
+    settings |= {"seeds": 1, "steps": 10, "pair_steps": 10}
+    found = exponents.exponent(**settings, folder=str(tmp_path / "runs"))
     core.write_json(tmp_path / "exponent.json", found)
     run = json.loads((tmp_path / "exponent.json").read_text())["runs"][0]
     assert run["steps"] == [4, 8] and len(run["distance"][0]) == len(run["predicted"]) == len(run["next"]) == 20
     assert all(math.isfinite(value) for value in run["same"])
-    assert set(found["causes"]) == {"both", "no decay", "no noise", "neither", "fixed"}
+    assert found["cost"]["pairs"] == 10
+
+
+def test_without_noise_every_step_takes_the_whole_training_set(tmp_path, monkeypatch):
+    """Rows of batch size x decay; the full batch against one repeated by hand; what is finished isn't run again."""
+    dataset = core.synthetic_dataset(60, 10)
+    monkeypatch.setattr(core, "load_dataset", lambda *which: dataset)
+    settings = {"network": TINY | {"milestones": (4, 8)}, "early": 4, "pairs": 5, "folder": str(tmp_path)}
+    settings |= {"batch_sizes": (20, 50_000), "replicas": (2, 1), "steps": 6, "chunk": 25}
+    rows = exponents.causes(**settings)["rows"]
+    cases = [(row["batch_size"], row["weight_decay"], row["replicas"]) for row in rows]
+    assert cases == [(20, 0.0, 2), (20, 5e-4, 2), (60, 0.0, 1), (60, 5e-4, 1)]
+    assert rows[0]["exponent"][0] != rows[0]["exponent"][1] and rows[0]["decay"] == [0, 0] and rows[1]["decay"][0] < 0
+    run = core.Run(**settings["network"], seed=0)
+    model = trained_network(tmp_path / run.name, 4, "cpu")[1]
+    images = Images(dataset, run.dataset, torch.device("cpu"))
+    crops, labels = images.epoch(dataclasses.replace(run, batch_size=60), 0)
+    batch = images.normalized(images.batch(crops)), labels
+    assert sorted(labels.tolist()) == sorted(dataset.train_labels.tolist())
+    groups = core.neuron_groups(model, batch[0][:2])[-2:]
+    sets = {group.name: exponents.nearest_pairs(group, 5) for group in groups}
+    sgd = torch.optim.SGD(model.parameters(), run.learning_rate, run.momentum, weight_decay=5e-4)
+    found = 1000 * collapse_exponent(model, sets, [batch] * 6, sgd)["exponent"]
+    torch.testing.assert_close(torch.tensor(rows[3]["by_pair"]).double(), found, rtol=1e-3, atol=2e-3)
+    assert rows[3]["exponent"][0] == pytest.approx(found.mean().item(), abs=2e-3)
+    monkeypatch.setattr(exponents, "collapse_exponent", None)
+    assert exponents.causes(**settings)["rows"] == rows
+
+
+def test_nearest_pairs_against_a_search():
+    group = core.neuron_groups(mlp(width=7), torch.randn(2, 10))[0]
+    distance = core.normalized_distances(group.vectors())
+    every = sorted(((distance[i, j].item(), i, j) for i in range(7) for j in range(i)), key=lambda row: row[0])
+    assert exponents.nearest_pairs(group, 4).tolist() == [[j, i] for _, i, j in every[:4]]
 
 
 @pytest.mark.parametrize(
