@@ -20,6 +20,7 @@ Literal and ours alternate in one process on one thread, and time is processor t
 machine spoils neither. `floor` is the time to draw our normals (for the metric: its matrix products).
 """
 
+import functools
 import itertools
 import math
 import time
@@ -34,6 +35,7 @@ import sparse_features
 import teacher_student
 import toy_models
 from chaotic_sgd import keep_mask
+from neurons import step_batches
 from training import Images, Team, autocast, evaluate
 
 # ======================================================================================
@@ -197,6 +199,18 @@ def timed(experiment):
     return way
 
 
+def of_processor(experiment):
+    """The experiment, refused on a GPU: it is timed by the processor's clock."""
+
+    @functools.wraps(experiment)
+    def measured(*, device="cpu", **settings):
+        if torch.device(device).type != "cpu":
+            raise ValueError("this benchmark measures processor time: give --device cpu")
+        return experiment(device=device, **settings)
+
+    return measured
+
+
 def quartic(rounds: int = 3, steps: int = 3000, seed: int = 0, device="cpu") -> dict:
     floor = normals((10_000, (3, 4000)), (800, (100, 1000)))
     return compare(stretch(literal_quartic, steps), timed(toy_models.quartic), floor, rounds)
@@ -290,11 +304,7 @@ def training(
         return measured
 
     def batches():
-        for k in range(steps):
-            if k * batch_size % len(data.train) == 0:
-                crops, labels = data.epoch(run, k)
-            rows = slice(k * batch_size % len(data.train), k * batch_size % len(data.train) + batch_size)
-            yield data.normalized(data.batch(crops[rows])), labels[rows]
+        return step_batches(data, run, 0, steps)
 
     pipeline = transforms.Compose(
         [
@@ -424,4 +434,5 @@ if __name__ == "__main__":
         "cgd": cgd,
         "sparse": sparse,
     }
+    experiments = {name: e if e is training else of_processor(e) for name, e in experiments.items()}
     core.run_script(__doc__, experiments, {name: {"rounds": 1} for name in experiments}, prefix="benchmark_")

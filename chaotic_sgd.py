@@ -17,7 +17,6 @@ USPS is downloaded, or read from data/usps.npz. Finished pieces stay in runs/cha
 import hashlib
 import json
 import math
-import os
 import time
 from functools import partial
 from itertools import combinations_with_replacement
@@ -30,6 +29,7 @@ from tqdm import tqdm
 
 from core import load_dataset, run_script
 from curvature import accuracies, curvature, eigh, initial, losses, project, tangent_step
+from training import load_state, save_atomically
 
 BIN = 100  # steps that make one point of a curve
 CURVES = ("loss", "accuracy", "kept", "eigenvalue_min", "eigenvalue_max", "negative")
@@ -179,16 +179,15 @@ def lyapunov(problem, state, *, steps, checkpoints, draws, seed, **settings) -> 
     return {key: value.cpu() for key, value in found.items()} | {"similarity": similarity, "directions": directions}
 
 
-def stored(folder: str | None, settings: dict, compute):
+def stored(folder: str | None, settings: dict, compute, device):
     """compute(), or what an earlier, perhaps interrupted, run with the same settings left in `folder`."""
     if folder is None:
         return compute()
     path = Path(folder) / (hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16] + ".pt")
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(compute(), path.with_suffix(".part"))
-        os.replace(path.with_suffix(".part"), path)
-    return torch.load(path, weights_only=True)
+        save_atomically(path, compute())
+    return load_state(path, torch.device(device))
 
 
 def pruning(
@@ -216,7 +215,7 @@ def pruning(
     starts = sorted({start for _, start in parsed.values()})
     identity, rules = common | {"dataset": dataset, "data": str(data)}, {"k": k, "rule": rule, "noise": noise}
     compute = partial(train, problem, state, 0, None, starts=starts, **common)
-    states, sgd_curves = stored(runs, identity | {"starts": starts}, compute)
+    states, sgd_curves = stored(runs, identity | {"starts": starts}, compute, device)
     result = {"sgd": sgd_curves}
     for name, (prune, start) in parsed.items():
         twin = result.get(f"chaotic@{start}")
@@ -224,7 +223,7 @@ def pruning(
             result[name] = twin | {"same_as": f"chaotic@{start}"}  # no direction was chaotic but the negative ones
         elif prune != "sgd":
             compute = partial(train, problem, states[start], start, prune, **rules, **common)
-            result[name] = stored(runs, identity | rules | {"prune": prune, "start": start}, compute)[1]
+            result[name] = stored(runs, identity | rules | {"prune": prune, "start": start}, compute, device)[1]
     labels = problem[1].bincount() / len(problem[1])
     return {"bin": BIN, "epoch": -(-len(problem[1]) // batch_size), "largest_class": labels.max(), "runs": result}
 
@@ -245,7 +244,8 @@ def subspace(
     full = {"steps": steps, "draws": draws, "seed": seed} | common
     full["checkpoints"] = sorted({t for t in checkpoints if 0 < t < steps} | {steps})
     identity = full | {"dataset": dataset, "data": str(data)}
-    found = stored(runs, identity, partial(lyapunov, problem, state, **full)) | {"times": full["checkpoints"]}
+    found = stored(runs, identity, partial(lyapunov, problem, state, **full), device)
+    found |= {"times": full["checkpoints"]}
     directions, exponents = found.pop("directions").to(device), found["exponents"]
     if perturbation is None:
         ranks = torch.linspace(0, exponents.shape[1] - 1, 200).long()

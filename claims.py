@@ -267,7 +267,7 @@ def judge(results, figures):
             if all(needs):
                 try:
                     outcome = claim(*needs)
-                except (ValueError, IndexError):  # a setting that the published numbers do not speak of
+                except (ValueError, LookupError):  # a setting that the published numbers do not speak of
                     outcome = "", "", "", "not resolved"
                 if any(result["quick"] for result in needs):
                     outcome = *outcome[:3], "quick"

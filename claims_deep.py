@@ -78,14 +78,18 @@ def later_is_better(result):
     """After later drops: fewer independent neurons at the drop, higher accuracy at the end, by over 2 s.e.?"""
     accuracy, fraction = {}, {}
     for branch in result["branches"]:
-        if branch["log"]:
-            step = int(branch["run"]["start"].split("_")[-1].removesuffix(".pt"))
-            accuracy.setdefault(step, []).append(branch["log"][-1]["test_accuracy"])
+        if branch["log"] and branch["diverged_at"] is None:
+            step, seed = int(branch["run"]["start"].split("_")[-1].removesuffix(".pt")), branch["run"]["seed"]
+            accuracy.setdefault(step, {})[seed] = branch["log"][-1]["test_accuracy"]
             columns = branch["log"][0]["groups"]
-            fraction.setdefault(step, []).append(sum(columns["independent"]) / sum(columns["width"]))
+            fraction.setdefault(step, {})[seed] = sum(columns["independent"]) / sum(columns["width"])
     steps = sorted(accuracy)
+    whole = sorted(seed for seed in accuracy[steps[0]] if all(seed in accuracy[s] for s in steps)) if steps else []
+    accuracy, fraction = ({s: [x[s][seed] for seed in whole] for s in steps} for x in (accuracy, fraction))
+    seeds = len(whole)
+    if not seeds:
+        return "falling; rising", "", "no seed", "not resolved"
     text = f"{numbers([np.mean(fraction[s]) for s in steps], 3)}; {numbers([np.mean(accuracy[s]) for s in steps], 3)}"
-    seeds = min((len(accuracy[s]) for s in steps), default=0)
     if seeds < 2:
         return "falling; rising", text, f"{seeds} seed", "not resolved"
     gains = [np.array(x[steps[-1]]) - x[steps[0]] for x in (accuracy, fraction)]  # seed by seed

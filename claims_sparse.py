@@ -374,6 +374,8 @@ def deep_trend(result, *schedules, key="sparsity"):
         if run["schedule"] in schedules and run.get("step") and run["diverged_at"] is None:
             value = run[key][-1] if key == "test_accuracy" else np.mean(run[key][-1][len(run[key][-1]) // 2 :])
             rows.setdefault(run["decay"], {})[run["seed"]] = 1 - value if key == "test_accuracy" else value
+    if not rows:
+        return "falling", "", "no run is left", "not resolved"
     seeds = set.intersection(*(set(row) for row in rows.values()))
     values = [[rows[decay][seed] for seed in sorted(seeds)] for decay in sorted(rows)]
     holds, error = trend(values)

@@ -53,7 +53,7 @@ def normalized_distances(vectors: Tensor) -> Tensor:
     return _distances(*_rows(vectors, "vectors"))
 
 
-def _near(vectors: Tensor, norms: Tensor, redundant: float) -> Tensor:
+def near_pairs(vectors: Tensor, norms: Tensor, redundant: float) -> Tensor:
     """[n, n] of bool: pairs i < j of rows at a normalised distance below `redundant`."""
     distances = _distances(vectors, norms)
     near = (distances < redundant).triu_(1)
@@ -77,7 +77,7 @@ def _count(vectors: Tensor, vanishing: float, redundant: float, norms: Tensor | 
     if vanished == len(own):
         return vanished, 0
     vectors, own = (vectors[kept], own[kept]) if vanished else (vectors, own)
-    near = _near(vectors, own, redundant)
+    near = near_pairs(vectors, own, redundant)
     follows = near.any(0)
     leads = torch.zeros_like(follows)
     leads[near[:, follows].int().argmax(0)] = True  # argmax: the first, so the smallest, neighbour

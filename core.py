@@ -39,7 +39,15 @@ from collapse import (  # noqa: F401  (the room of the collapse metrics)
     neuron_groups,
     normalized_distances,
 )
-from training import Run, first_rank_first, learning_rate_at, load_state, sweep, train  # noqa: F401  (the training room)
+from training import (  # noqa: F401  (the training room)
+    Run,
+    check_teams,
+    first_rank_first,
+    learning_rate_at,
+    load_state,
+    sweep,
+    train,
+)
 
 # ======================================================================================
 # data
@@ -257,11 +265,13 @@ def resnet18(num_classes: int = 100, width: int = 64, blocks: tuple = (2, 2, 2, 
 # scripts: the porch through which every experiment is started and its results leave
 # ======================================================================================
 
+progress = {"disable": None, "leave": False, "mininterval": 0.5}  # for tqdm: a bar on terminals only
 
-def write_json(path: str | Path, content: dict) -> None:
+
+def write_json(path: str | Path, content: dict, digits: int | None = 6) -> None:
     """Write `content` to `path` atomically: whoever reads the file sees the old one or the new one.
 
-    Tensors become lists; numbers keep 6 significant digits; NaN and infinities become null.
+    Tensors become lists; numbers keep `digits` significant digits (None: all); NaN and infinities become null.
     """
 
     def plain(value):
@@ -272,7 +282,8 @@ def write_json(path: str | Path, content: dict) -> None:
         if isinstance(value, list | tuple):
             return [plain(entry) for entry in value]
         if isinstance(value, float):
-            return float(f"{value:.6g}") if math.isfinite(value) else None
+            value = value if digits is None else float(f"{value:.{digits}g}")
+            return value if math.isfinite(value) else None
         return value
 
     path = Path(path)
@@ -346,6 +357,8 @@ def close_arguments(parser: argparse.ArgumentParser, argv: list[str] | None, nam
     out = args.out / "quick" if args.quick else args.out
     try:
         device = pick_device(args.device)
+        if device.type == "mps":
+            raise ValueError("--device mps: metrics and theory need float64, which Apple GPUs lack; use --device cpu")
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
@@ -389,8 +402,6 @@ def run_script(
     for option, arguments in (options or {}).items():
         parser.add_argument(f"--{option.replace('_', '-')}", **arguments)
     args, device, out = close_arguments(parser, argv, list(experiments))
-    if device.type == "mps":
-        parser.error("--device mps: these experiments need float64, which Apple GPUs lack; use --device cpu")
     given = {option: getattr(args, option) for option in options or {} if getattr(args, option) is not None}
     torch.set_num_threads(1)  # loops of small tensors: a second thread costs far more than it brings
     torch.set_flush_denormal(True)
@@ -453,13 +464,28 @@ def plan_runs(paper: Run, plan: dict, given: dict, seeds: int | None, first_seed
             fixed[field] = value[0] if isinstance(value, list) else value
     milestones = tuple(m * fixed.get("steps", steps) // steps for m in fixed.get("milestones", ()))
     base = dataclasses.replace(paper, **fixed | {"milestones": milestones})
-    replicas = range(first_seed, first_seed + (seeds or plan["replicas"]))
+    replicas = range(first_seed, first_seed + (plan["replicas"] if seeds is None else seeds))
+    values = dict.fromkeys(values)  # each once
     runs = [dataclasses.replace(base, **{plan["varied"]: value, "seed": seed}) for value in values for seed in replicas]
+    if not runs:
+        raise ValueError(f"no run to do: --seeds {seeds}")
     for run in runs:
         positive = min(run.learning_rate, run.batch_size, run.steps, run.width, run.eval_every)
         if positive <= 0 or run.width % 2 or not 0 <= run.label_noise <= 1 or min(run.weight_decay, run.momentum) < 0:
             raise ValueError(f"impossible settings: {run.name}")
     return runs
+
+
+def with_controls(runs: list[Run]) -> list[Run]:
+    """What tells noise from weight decay: all runs without it, and the lowest learning rate with the highest's pull.
+
+    That is learning rate x weight decay.
+    """
+    rates = [run.learning_rate for run in runs]
+    strong = runs[0].weight_decay * max(rates) / min(rates)
+    controls = [dataclasses.replace(run, weight_decay=0.0) for run in runs]
+    controls += [dataclasses.replace(run, weight_decay=strong) for run in runs if run.learning_rate == min(rates)]
+    return [run for run in dict.fromkeys(controls) if run not in runs]
 
 
 def run_sweeps(document: str, paper: Run, experiments: dict, quick: dict, argv: list[str] | None = None) -> None:
@@ -495,22 +521,18 @@ def run_sweeps(document: str, paper: Run, experiments: dict, quick: dict, argv: 
             plan = experiments[name] | (quick | {"replicas": 1} if args.quick else {})
             if args.quick and "milestones" in plan:
                 plan["milestones"] = tuple(m * plan["steps"] // experiments[name]["steps"] for m in plan["milestones"])
-            plans[name] = plan, plan_runs(paper, plan, given, args.seeds, args.seed)
+            runs = plan_runs(paper, plan, given, args.seeds, args.seed)
+            controls = with_controls(runs) if args.controls and name == "lr" else []
+            sizes = {run.batch_size for run in runs}
+            check_teams(sizes, len(runs + controls))
+            if "branches" in plan:
+                check_teams(sizes, sum(len(run.milestones) for run in runs))
+            plans[name] = plan, runs, controls
         dataset = next(iter(plans.values()))[1][0].dataset
         data = first_rank_first(lambda: load_dataset(dataset, args.data), device)
-        for name, (plan, runs) in plans.items():
+        for name, (plan, runs, controls) in plans.items():
             start = time.perf_counter()
-            main_count = len(runs)
-            if args.controls and name == "lr":
-                rates = [run.learning_rate for run in runs]
-                strong = paper.weight_decay * max(rates) / min(rates)
-                runs += [dataclasses.replace(run, weight_decay=0.0) for run in runs]
-                runs += [
-                    dataclasses.replace(r, weight_decay=strong)
-                    for r in runs[:main_count]
-                    if r.learning_rate == min(rates)
-                ]
-            records = sweep(runs, data, folder, device)
+            records = sweep(runs + controls, data, folder, device)
             branches = []
             if "branches" in plan:
                 fields = plan["branches"] | ({"steps": plan["steps"] // 2, "eval_every": 20} if args.quick else {})
@@ -523,7 +545,7 @@ def run_sweeps(document: str, paper: Run, experiments: dict, quick: dict, argv: 
                 branches = sweep(branch_runs, data, folder, device)
             if is_first:
                 maps = []
-                for run in dict.fromkeys((runs[0], dataclasses.replace(runs[main_count - 1], seed=args.seed))):
+                for run in dict.fromkeys((runs[0], dataclasses.replace(runs[-1], seed=args.seed))):
                     weights = folder / run.name / f"weights_{run.steps}.pt"
                     if "maps" in plan and weights.exists():  # a diverged run has none
                         model = globals()[run.model](data.num_classes, run.width)
@@ -533,8 +555,8 @@ def run_sweeps(document: str, paper: Run, experiments: dict, quick: dict, argv: 
                 measured = {
                     "varied": plan["varied"],
                     "data_source": data.source,
-                    "runs": records[:main_count],
-                    "controls": records[main_count:],
+                    "runs": records[: len(runs)],
+                    "controls": records[len(runs) :],
                     "branches": branches,
                     "maps": maps,
                 }

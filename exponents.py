@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import core
 from collapse import NeuronGroup
-from core import Run, neuron_groups, normalized_distances
+from core import Run, neuron_groups, normalized_distances, progress
 from neurons import sgd_of, step_batches, trained_network
 from subnetworks import collapse_exponent
 from theory import log_growth
@@ -93,8 +93,6 @@ def per_thousand(rates: torch.Tensor) -> torch.Tensor:
     return (1000 * rates).round(decimals=4)
 
 
-progress = {"disable": None, "leave": False, "mininterval": 0.5}  # a bar on terminals only
-
 NETWORK = {  # narrow, and noisy enough that neurons merge within minutes
     "learning_rate": 0.05,
     "batch_size": 32,
@@ -169,24 +167,33 @@ def exponent(
         result["runs"].append(measured)
         if k == 0:
             result["parts"] = {key: per_thousand(found[key]) for key in ("exponent", "curvature", "noise", "decay")}
-            result["cost"] = processor_time(model, sets, images, run, early)
+            result["cost"] = step_times(model, sets, images, run, early)
     return result
 
 
-def processor_time(model, sets, images, run, early) -> dict:
-    """Median processor seconds of a gradient, and of one with exponents of the nearest 100 pairs of the last group."""
+def step_times(model, sets, images, run, early) -> dict:
+    """Median seconds of a gradient, and of one with exponents of the nearest 100 pairs of the last group.
+
+    Of the processor, which another program doesn't disturb; on a GPU of the clock on the wall.
+    """
+
+    def now():
+        if images.train.is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() if images.train.is_cuda else time.process_time()
+
     sets = {name: index[:100] for name, index in list(sets.items())[-1:]}
     spent = {"gradient": [], "exponent": []}
     for _ in range(5):
         batches, sgd = list(step_batches(images, run, early, early + 10)), sgd_of(model, run)
-        start = time.process_time()
+        start = now()
         for x, y in batches:
             sgd.zero_grad()
             F.cross_entropy(model(x), y).backward()
-        middle = time.process_time()
+        middle = now()
         collapse_exponent(model, sets, batches, sgd, frozen=True)
         spent["gradient"].append((middle - start) / 10)
-        spent["exponent"].append((time.process_time() - middle) / 10)
+        spent["exponent"].append((now() - middle) / 10)
     return {key: sorted(times)[2] for key, times in spent.items()} | {"pairs": len(*sets.values())}
 
 

@@ -144,6 +144,7 @@ def main(argv=None):
     if missing:
         run_experiments(missing, results_folder, args)
     results = {name: load_result(results_folder / f"{name}.json", args.quick) for name in needed}
+    failed = []
     for figure in chosen:
         needs, draw = FIGURES[figure]
         absent = [name for name in needs if results[name] is None]
@@ -154,7 +155,10 @@ def main(argv=None):
         try:
             drawn = draw(*(results[name] for name in needs))
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            parser.error(f"{figure}: can't be drawn from {', '.join(needs)} ({error!r}); run the experiment again")
+            why = f"{figure}: can't be drawn from {', '.join(needs)} ({error!r}); run the experiment again"
+            failed.append(f"{parser.prog}: error: {why}")
+            plt.close("all")
+            continue
         if drawn is None:
             print(f"{figure}: nothing to draw in its results")
             continue
@@ -170,6 +174,8 @@ def main(argv=None):
     if not args.names:
         (figures_folder / "claims.md").write_text(text)
         (figures_folder / "claims.json").write_text(json.dumps(table, indent=1) + "\n")
+    if failed:
+        parser.exit(2, "\n".join(failed) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ PAPER = {
     "chaotic@5000": [0.336, 0.439, 0.450, 0.532, 0.539, 0.555, 0.574, 0.607, 0.630],
     "chaotic@2000": [0.363, 0.352, 0.349, 0.363, 0.396, 0.413, 0.427, 0.433, 0.449],
 }
+PAPER_SETTINGS = {"dataset": "usps", "architecture": "mlp", "activation": "sigmoid", "steps": 18240, "k": None}
+PAPER_SETTINGS |= {"learning_rate": 1e-3, "batch_size": 8, "momentum": 0.0, "noise": None}
 STYLES = {  # colour, line, marker: told apart in greyscale too
     "sgd": ("k", "-", "o", "SGD"),
     "chaotic@10000": ("#1b6ca8", "--", "s", "CGD from 10,000"),
@@ -132,12 +134,17 @@ def draw_pruning(pruning):
     return figure
 
 
+def as_published(result):
+    """Whether a result has the settings of the published curves."""
+    return all(result["settings"][key] == value for key, value in PAPER_SETTINGS.items())
+
+
 def draw_delay(delay):
     """The paper's Figure 2a with seeds: accuracy when pruning starts later and later, beside the published curves."""
     r = delay
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13.5, 4), width_ratios=[2, 1, 1])
     smooth = 2 if r["settings"]["steps"] >= 5000 else 1
-    published = r["settings"]["steps"] == 18240 and r["settings"]["dataset"] == "usps"
+    published = as_published(r)
     for name in r["runs"]:
         color, _, marker, _ = style(name)
         band(left, *curve(r, name, "accuracy", smooth), name)

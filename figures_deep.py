@@ -47,7 +47,8 @@ def draw_layers(axes, fractions, title, legend):
         axes.fill_between(layers, mean - spread, mean + spread, color=color, alpha=0.25, lw=0)
     seeds = min((len(rows) for rows in fractions.values()), default=0)
     axes.set(title=f"{title} ({seeds} seed{'s' * (seeds != 1)})", xlabel="layer", ylim=(-0.03, 1.05))
-    axes.legend(title=legend)
+    if fractions:
+        axes.legend(title=legend)
 
 
 def fig4_independent(*results):
@@ -82,12 +83,14 @@ def curve(records, key):
 
 def fig6_drop(*results):
     """Loss and accuracy before and after dropping the learning rate at several times; collapse at each."""
-    results = [result for result in results if result is not None]
+    results = [r for r in results if r is not None and any(run["diverged_at"] is None for run in r["runs"])]
+    if not results:
+        return None
     figure, axes = plt.subplots(len(results), 3, figsize=(12, 3.5 * len(results)), squeeze=False)
     for row, result in zip(axes, results, strict=True):
         whole = [record for record in result["runs"] if record["diverged_at"] is None]
         drops = {}
-        for branch in result["branches"]:
+        for branch in (branch for branch in result["branches"] if branch["diverged_at"] is None):
             step = int(branch["run"]["start"].split("_")[-1].removesuffix(".pt"))
             drops.setdefault(step, []).append(branch)
         for panel, key in zip(row, ("train_loss", "test_accuracy"), strict=False):

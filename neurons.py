@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 import core
-from collapse import NeuronGroup, _near, neuron_groups
+from collapse import NeuronGroup, near_pairs, neuron_groups
 from training import Images, Run, load_state
 
 
@@ -42,11 +42,14 @@ def clusters(group: NeuronGroup, vanishing: float, redundant: float) -> tuple[Te
     `redundant`, unless others follow it. A batch norm has two vanishing sets, gain, offset and outgoing
     weights zero, or incoming weights, offset and outgoing weights zero, and there a neuron must also be silent: what it
     still says is its offset, which must be below `vanishing` times the largest gain. One neuron always stays.
+    Raises ValueError for NaN or infinite parameters.
     """
     squares = {
         key: torch.linalg.vector_norm(part.reshape(group.size, -1), dim=1, dtype=torch.float64).square()
         for key, part in neuron_parts(group).items()
     }
+    if not all(square.isfinite().all() for square in squares.values()):
+        raise ValueError(f"the neurons of {group.name} hold NaN or infinite values: the network has diverged")
     norms = [slot for slot in group.norms if isinstance(slot.module, _BatchNorm) and slot.module.affine]
     gains = [key for key in squares if key[1] == "weight" and key[0] in {slot.name for slot in norms}]
     rows = [key for key in squares if key[1] != "columns" and key[0] in {slot.name for slot in group.producers}]
@@ -61,7 +64,7 @@ def clusters(group: NeuronGroup, vanishing: float, redundant: float) -> tuple[Te
         )
     gone[total.argmax()] = False
     left = (~gone).nonzero()[:, 0]
-    near = _near(group.vectors()[left], total[left].sqrt().to(group.vectors().dtype), redundant)
+    near = near_pairs(group.vectors()[left], total[left].sqrt().to(group.vectors().dtype), redundant)
     follows, parent = near.any(0), near.int().argmax(0)  # argmax: the first
     follows[parent[follows]] = False
     home = torch.arange(group.size, device=gone.device)

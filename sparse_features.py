@@ -230,7 +230,7 @@ def deep(
         raise ValueError(f"no network {model!r}: choose from {', '.join(sparse_networks.NETWORKS)}")
     if min(width, batch_size, steps, evaluations, seeds) < 1 or width % 2 or steps < evaluations:
         raise ValueError("width (even), batch size, steps, evaluations and seeds must be positive")
-    if not all(0 < decay < 0.9 for decay in decays) or (small or 1) < 0:
+    if not all(0 < decay < 0.9 for decay in decays) or (small is not None and small <= 0):
         raise ValueError("decays are shares of the run between 0 and 0.9; the small step is positive")
     torch.set_float32_matmul_precision("high")  # TF32 where there is no bfloat16
     base = {"model": f"plain-{model}", "dataset": dataset, "width": width, "batch_size": batch_size, "steps": steps}

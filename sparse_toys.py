@@ -162,7 +162,7 @@ def mlp_walk(theta, x, y, rate, order, times, net):
     K seeds with their own start theta [K, P], data x [K, n, d], y [K, n] and `order` [steps, K] of examples; G
     schedules of learning rates `rate` [steps, G, K]. `net`: sizes and biases of `mlp`.
     """
-    theta, every = theta.expand(rate.shape[1], *theta.shape).clone(), torch.arange(len(x))
+    theta, every = theta.expand(rate.shape[1], *theta.shape).clone(), torch.arange(len(x), device=x.device)
     times, last = {*times}, max(times)
     double = torch.as_tensor(2 * rate, dtype=x.dtype, device=x.device)[..., None]
     for t in range(last + 1):

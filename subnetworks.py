@@ -124,6 +124,28 @@ def extract_subnetwork(model: nn.Module, example: Tensor, vanishing: float = 0.1
 # ======================================================================================
 
 
+def tangent_step(delta: Tensor, speed: Tensor, before: Tensor, product: Tensor, rate, momentum, decay):
+    """One step of small distances [sets, d] and their velocities, `product` the Hessian times delta.
+
+    Returns the next (delta, speed, kick), scaled to |delta| = 1, and per set: growth of log|delta|, its parts by
+    curvature, noise and decay, and the log length of the slow variable before the step. `before`: the last kick.
+    """
+    # The slow variable of SGD: where its velocity will have carried delta; it moves by -eta (H + decay) delta
+    eta = rate / (1 - momentum)
+    slow = delta - eta * momentum * speed
+    ahead = slow.norm(dim=1)
+    slow, kick = slow / ahead[:, None], eta * product / ahead[:, None]
+    q, change = (slow * kick).sum(1), kick - before
+    second = kick.square().sum(1) / 2 - q.square()
+    noise = change.square().sum(1) / 4 - (q - (slow * before).sum(1)).square() / 2
+    lost = -eta * decay * (slow * delta).sum(1) / ahead
+    speed = momentum * speed + product + decay * delta
+    delta = delta - rate * speed
+    size = delta.norm(dim=1)
+    state = delta / size[:, None], speed / size[:, None], kick
+    return state, (size.log(), second - noise - q, noise, lost, ahead.log())
+
+
 def collapse_exponent(
     model: nn.Module,
     sets: dict[str, Tensor],
@@ -154,12 +176,16 @@ def collapse_exponent(
     a batch norm would see.
     """
     settings = {(g["lr"], g["momentum"], g["weight_decay"]) for g in optimizer.param_groups}
-    if type(optimizer) is not torch.optim.SGD or len(settings) != 1 or optimizer.defaults["nesterov"]:
+    other = [g[key] for g in optimizer.param_groups for key in ("nesterov", "dampening", "maximize") if key in g]
+    if type(optimizer) is not torch.optim.SGD or len(settings) != 1 or any(other):
         raise ValueError(
-            "collapse_exponent linearises torch.optim.SGD with one setting for all parameters, no Nesterov"
+            "collapse_exponent linearises torch.optim.SGD with one setting for all parameters, "
+            "no Nesterov, no dampening, no maximize"
         )
     modules, trained, batches = dict(model.named_modules()), model.training, iter(batches)
-    batch = next(batches)
+    batch, buffers = next(batches, None), {name: buffer.clone() for name, buffer in model.named_buffers()}
+    if batch is None:
+        raise ValueError("collapse_exponent needs at least one batch")
     coupled = [name for name, module in modules.items() if chunk and isinstance(module, _BatchNorm)]
     if coupled:
         raise ValueError(f"collapse_exponent can't take batches in chunks: {coupled[0]} couples their examples")
@@ -202,7 +228,7 @@ def collapse_exponent(
         model.train()
         while batch is not None:
             rate, momentum, decay = (optimizer.param_groups[0][key] for key in ("lr", "momentum", "weight_decay"))
-            eta, row, nearest, products = rate / (1 - momentum), [], {}, {}
+            row, nearest, products = [], {}, {}
             for name, (group, index, *_, free) in jobs.items():
                 nearest[name] = _, own = split(group, index, free)
                 if name not in states:
@@ -228,21 +254,8 @@ def collapse_exponent(
                         product = slope(mean + 1e-4 * delta) * free / 1e-4
                     products[name] = products.get(name, 0) + product
             for name in jobs:
-                own, product, (delta, speed, before) = nearest[name][1], products[name], states[name]
-                # The slow variable of SGD: where its velocity will have carried delta; moves by -eta (H + decay) delta
-                slow = delta - eta * momentum * speed
-                ahead = slow.norm(dim=1)
-                slow, kick = slow / ahead[:, None], eta * product / ahead[:, None]
-                q, change = (slow * kick).sum(1), kick - before
-                second = kick.square().sum(1) / 2 - q.square()
-                noise = change.square().sum(1) / 4 - (q - (slow * before).sum(1)).square() / 2
-                lost = -eta * decay * (slow * delta).sum(1) / ahead
-                speed = momentum * speed + product + decay * delta
-                delta = delta - rate * speed
-                size = delta.norm(dim=1)
-                states[name] = delta / size[:, None], speed / size[:, None], kick
-                parts = size.log(), second - noise - q, noise, lost, own.norm(dim=1).log(), ahead.log()
-                row.append(torch.stack(parts))
+                states[name], parts = tangent_step(*states[name], products[name], rate, momentum, decay)
+                row.append(torch.stack([*parts, nearest[name][1].norm(dim=1).log()]))
             steps.append(torch.cat(row, 1))
             if not frozen:
                 optimizer.step()
@@ -251,7 +264,10 @@ def collapse_exponent(
         for hook in hooks:
             hook.remove()
         model.train(trained)
-    growth, curvature, noise, decay, distance, ahead = torch.stack(steps, 1).double()
+        if frozen:
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
+    growth, curvature, noise, decay, ahead, distance = torch.stack(steps, 1).double()
     late = slice(len(growth) // 5, -1 if len(growth) > 1 else None)
     slow = torch.cat([growth[:-1] + ahead.diff(dim=0), growth[-1:]])[late]  # of the slow one: without momentum's swing
     means = torch.stack([part.mean(0) for part in slow.tensor_split(min(blocks, len(slow)))])
@@ -273,14 +289,13 @@ def measure(
 ) -> dict:
     """The collapse report of MODULE:FUNCTION (called without arguments), or of a run directory; see `--help`."""
     if run:
-        network = trained_network(Path(run), None, device)[1]
-        input = "3,32,32"
+        network, shape = trained_network(Path(run), None, device)[1], (3, 32, 32)
     else:
         try:
             module, _, function = model.partition(":")
             torch.manual_seed(seed)
             network = getattr(importlib.import_module(module), function)().to(device)
-            example = [int(size) for size in input.split(",")]
+            shape = [int(size) for size in input.split(",")]
         except (ImportError, AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"can't make --model {model} --input {input}: {error}") from None
         if weights:
@@ -288,7 +303,7 @@ def measure(
                 network.load_state_dict(load_state(Path(weights), device))
             except (RuntimeError, TypeError) as error:
                 raise ValueError(f"{weights} doesn't fit {model}: {' '.join(str(error).split())[:200]}") from None
-    example = torch.zeros(2, *[int(size) for size in input.split(",")], device=device)
+    example = torch.zeros(2, *shape, device=device)
     report, share = collapse_report(network, example, vanishing, redundant[0]), {}
     for group, row in zip(neuron_groups(network, example), report, strict=True):
         gone, home = clusters(group, vanishing, redundant[0])

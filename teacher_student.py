@@ -22,10 +22,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from core import run_script
+from core import progress, run_script
 from theory import diagonal_theory
-
-progress = {"disable": None, "leave": False, "mininterval": 0.5}  # a bar on terminals only
 
 
 @functools.cache
@@ -159,6 +157,8 @@ def minibatch(
     full batch is `diagonal` without label noise. `replicas` draw different batches.
     """
     problem = teacher()
+    if any(len(problem["x"]) % size for size in batch_sizes):
+        raise ValueError(f"batch sizes must divide the {len(problem['x'])} examples, not {list(batch_sizes)}")
     x, y, w, left, right = (problem[name].to(device, torch.float32) for name in ("x", "y", "w", "left", "right"))
     target, samples = x.T @ y, len(x)
     generator = torch.Generator(device).manual_seed(seed)

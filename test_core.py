@@ -805,20 +805,25 @@ def test_killed_at_random_and_while_it_saves_a_run_ends_with_the_same_bits(image
     assert (folder / "checkpoint.pt").stat().st_mtime_ns == before and len(record["log"]) == 31
 
 
+def sigterm_at_step(step):
+    """From now on this process sends itself SIGTERM at its `step`-th backward pass."""
+    backward, calls = torch.Tensor.backward, []
+
+    def counted(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return backward(self, *args, **kwargs)
+
+    torch.Tensor.backward = counted
+
+
 def test_sigterm_saves_in_mid_interval_and_says_how_to_go_on(images, tmp_path, capfd):
-    run = dataclasses.replace(TINY, steps=40, eval_every=40)
+    run = dataclasses.replace(TINY, steps=40, eval_every=40, learning_rate=1 / 30)  # a rate with endless digits
     train_here(run, images, tmp_path / "whole")
 
     def stop_after_seven_steps():
-        backward, calls = torch.Tensor.backward, []
-
-        def counted(self, *args, **kwargs):
-            calls.append(1)
-            if len(calls) == 7:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return backward(self, *args, **kwargs)
-
-        torch.Tensor.backward = counted
+        sigterm_at_step(7)
         train_here(run, images, tmp_path / "stopped")
 
     child = in_child(stop_after_seven_steps)
@@ -835,12 +840,14 @@ def free_port():
         return str(s.getsockname()[1])
 
 
-def sweep_on(ranks, runs, folder):
-    """core.sweep in forked gloo processes, as torchrun would start them."""
+def sweep_on(ranks, runs, folder, sigterm=None):
+    """core.sweep in forked gloo processes, as torchrun would start them; the last one gets SIGTERM at that step."""
     port, data = free_port(), core.load_dataset("synthetic")
     data = data._replace(test_images=data.test_images[:200], test_labels=data.test_labels[:200])
 
     def body():
+        if sigterm and os.environ["RANK"] == str(ranks - 1):
+            sigterm_at_step(sigterm)
         records = core.sweep(runs, data, folder, torch.device("cpu"))
         if records is not None:
             core.write_json(folder / "records.json", {"records": records})
@@ -852,8 +859,8 @@ def sweep_on(ranks, runs, folder):
     ]
     for child in children:
         child.join(120)
-    assert [child.exitcode for child in children] == [0] * ranks
-    return json.loads((folder / "records.json").read_text())["records"]
+    assert [child.exitcode for child in children] == [int(sigterm is not None)] * ranks
+    return None if sigterm else json.loads((folder / "records.json").read_text())["records"]
 
 
 def test_two_processes_on_a_run_equal_one(images, tmp_path):
@@ -872,6 +879,19 @@ def test_two_processes_on_a_run_equal_one(images, tmp_path):
     assert two["log"][-1]["groups"]["independent"] == last["groups"]["independent"]
     state = training.load_state(tmp_path / "two" / run.name / "checkpoint.pt", torch.device("cpu"))
     assert state["step"] == 50 and set(state["model"]) == set(one_weights)
+
+
+def test_a_signal_to_one_process_of_a_team_stops_and_saves_all(tmp_path):
+    """They stop together; what each has summed of the loss since the last evaluation comes back to the bit."""
+    run = dataclasses.replace(TINY, eval_every=50, learning_rate=0.01)
+    for folder in ("whole", "stopped"):
+        (tmp_path / folder).mkdir()
+    (whole,) = sweep_on(2, [run], tmp_path / "whole")
+    sweep_on(2, [run], tmp_path / "stopped", sigterm=7)
+    assert training.load_state(tmp_path / "stopped" / run.name / "checkpoint.pt", torch.device("cpu"))["step"] == 20
+    (stopped,) = sweep_on(2, [run], tmp_path / "stopped")
+    assert stopped["log"] == whole["log"]
+    assert same_bits(outcome(run, tmp_path / "whole"), outcome(run, tmp_path / "stopped"))
 
 
 def test_processes_share_runs_and_a_diverged_one_does_not_stop_the_sweep(tmp_path):
@@ -934,9 +954,10 @@ def test_what_stops_a_run_is_one_line_and_keeps_the_state(images, tmp_path, monk
     assert checkpoint.read_bytes() == good and not list((tmp_path / run.name).glob(".*.pt.*"))
     with pytest.raises(ValueError, match="larger than"):
         train_here(dataclasses.replace(TINY, batch_size=8192), images, tmp_path)
-    with pytest.raises(ValueError, match="at most 64 x 64"):
-        big = torch.zeros(2, 3, 72, 72, dtype=torch.uint8)
-        training.Images(core.Dataset(big, torch.arange(2), big, torch.arange(2)), "mine", torch.device("cpu"))
+    for shape in ((3, 72, 72), (4, 32, 32)):
+        with pytest.raises(ValueError, match="grey or RGB and at most 64 x 64"):
+            big = torch.zeros(2, *shape, dtype=torch.uint8)
+            training.Images(core.Dataset(big, torch.arange(2), big, torch.arange(2)), "mine", torch.device("cpu"))
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setattr(training, "form_team", lambda runs, device: training.Team(size=3))
     with pytest.raises(ValueError, match="batch size 32 is not divisible by a team of 3"):
@@ -984,6 +1005,26 @@ def test_plans_are_the_papers_and_options_win():
     }.items():
         with pytest.raises(ValueError, match="impossible"):
             plan(vgg_cifar10, "lr", {field: value})
+    with pytest.raises(ValueError, match="--seeds 0"):
+        plan(vgg_cifar10, "lr", {}, 0)
+
+
+def test_controls_have_the_decay_that_was_given_and_repeat_no_run():
+    runs = [dataclasses.replace(TINY, learning_rate=rate, weight_decay=1e-3) for rate in (0.02, 0.1)]
+    controls = core.with_controls(runs)
+    assert [(run.learning_rate, run.weight_decay) for run in controls] == [(0.02, 0.0), (0.1, 0.0), (0.02, 0.005)]
+    assert core.with_controls(runs[:1]) == controls[:1]  # one rate has no stronger pull
+    assert core.with_controls([dataclasses.replace(TINY, weight_decay=0.0)]) == []
+
+
+def test_teams_that_cannot_share_a_batch_are_refused_before_anything_starts(tmp_path, monkeypatch, capsys):
+    """24 ranks: 16 runs make teams of 1 and 2, but the 8 runs of `drop`, teams of 3."""
+    monkeypatch.setenv("WORLD_SIZE", "24")
+    options = ["--dataset", "synthetic", "--device", "cpu", "--out", str(tmp_path), "--runs", str(tmp_path)]
+    monkeypatch.setattr(core, "sweep", None)
+    with pytest.raises(SystemExit):
+        core.run_sweeps("doc", vgg_cifar10.PAPER, vgg_cifar10.EXPERIMENTS, {}, ["lr", "drop", *options])
+    assert "not divisible by a team of 3" in capsys.readouterr().err
 
 
 def test_torchrun_runs_the_quick_sweep_and_branches(tmp_path):
@@ -1335,6 +1376,8 @@ def test_a_minibatch_epoch_sees_every_example_once():
         )
         moved.append(r["spectra"][0, -1] - 1)
     assert torch.allclose(moved[0], moved[1], atol=5e-3 * moved[1].abs().max().item())
+    with pytest.raises(ValueError, match="must divide the 1024 examples"):
+        teacher_student.minibatch(batch_sizes=(64, 48), steps=1)
 
 
 # ======================================================================================
@@ -1510,9 +1553,17 @@ def test_deep_claims_hold_fail_or_are_not_resolved(fractions, holds):
         for seed in range(3):
             line = copy.deepcopy(drop) | {"test_accuracy": 0.9 - fraction / 10 + 0.001 * seed * (step == 10)}
             line["groups"]["independent"] = [100 * fraction + seed * (step == 10)]
-            branches.append({"run": {"start": f"x/weights_{step}.pt"}, "log": [line]})
-    rows = {row["id"]: row for row in claims.judge({"vgg_drop": result | {"branches": branches}}, ["fig6_drop"])}
+            line["train_loss"] = 1.0
+            run = {"start": f"x/weights_{step}.pt", "seed": seed}
+            branches.append({"run": run, "log": [line], "diverged_at": None})
+    lost = branches[0] | {"run": branches[0]["run"] | {"seed": 3}, "log": branches[0]["log"] * 2, "diverged_at": 5}
+    result = result | {"branches": [lost, *reversed(branches)]}
+    rows = {row["id"]: row for row in claims.judge({"vgg_drop": result}, ["fig6_drop"])}
     assert rows["vgg-later-drop"]["holds"] == holds
+    figures.FIGURES["fig6_drop"][1](result, None)
+    gone = {"runs": [run | {"diverged_at": 3} for run in result["runs"]], "branches": []}
+    assert figures.FIGURES["fig6_drop"][1](result | gone, None) is None
+    assert claims.judge({"vgg_drop": result | gone}, ["fig6_drop"])[0]["holds"] == "not resolved"
 
 
 def readme_commands():

@@ -395,9 +395,28 @@ def test_sets_that_are_not_invariant_are_refused(model, sets, words):
     with pytest.raises(ValueError, match=words):
         collapse_exponent(model, {key: torch.tensor(index) for key, index in sets.items()}, batches, sgd)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    nesterov = torch.optim.SGD(model.parameters(), 0.1, 0.9, nesterov=True)
-    with pytest.raises(ValueError, match="Nesterov"):
-        collapse_exponent(model, {}, batches, nesterov)
+    for other in ({"nesterov": True}, {"dampening": 0.5}, {"maximize": True}):
+        with pytest.raises(ValueError, match="no Nesterov"):
+            collapse_exponent(model, {}, batches, torch.optim.SGD(model.parameters(), 0.1, 0.9, **other))
+    with pytest.raises(ValueError, match="at least one batch"):
+        collapse_exponent(model, {}, [], sgd)
+
+
+def test_a_frozen_network_stays_as_it_is():
+    model = narrow_vgg_bn()
+    before = copy.deepcopy(model.state_dict())
+    batches = [(torch.randn(4, 3, 32, 32), torch.arange(4))] * 2
+    sgd = torch.optim.SGD(model.parameters(), 0.1, 0.9)
+    collapse_exponent(model, {"features.0": torch.tensor([[0, 1]])}, batches, sgd, frozen=True)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_a_diverged_network_is_not_extracted():
+    model = mlp()
+    model[2].weight.data[0, 0] = math.nan
+    with pytest.raises(ValueError, match="the neurons of 0 hold NaN or infinite values"):
+        extract_subnetwork(model, torch.randn(2, 10))
 
 
 # ======================================================================================

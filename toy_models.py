@@ -22,10 +22,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from core import run_script
+from core import progress, run_script
 from theory import log_growth, reflected_collapse, stationary_masses
-
-progress = {"disable": None, "leave": False, "mininterval": 0.5}  # a bar on terminals only
 
 # ======================================================================================
 # Figure 1: quartic well,  d theta = -(theta^3 - mu theta) dt + zeta theta dB   (Ito)

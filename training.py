@@ -12,6 +12,7 @@ import datetime
 import json
 import math
 import os
+import pickle
 import signal
 import threading
 import time
@@ -108,12 +109,12 @@ class Images:
         self.size = size = max(32, *dataset.train_images.shape[2:])
 
         def framed(images, margin):
-            images = images.expand(-1, 3, -1, -1)
             height, width = images.shape[2:]
-            if images.shape[1] != 3 or size > 64:
+            if images.shape[1] not in (1, 3) or size > 64:
                 raise ValueError(
                     f"{name}: images must be grey or RGB and at most 64 x 64, not {tuple(images.shape[1:])}"
                 )
+            images = images.expand(-1, 3, -1, -1)
             top, left = margin + (size - height) // 2, margin + (size - width) // 2
             full = size + 2 * margin
             images = F.pad(images, (left, full - width - left, top, full - height - top))
@@ -190,6 +191,8 @@ class Team:
 def join_processes(device: torch.device) -> tuple[int, int]:
     """(rank, number of ranks) of this process, after meeting the others that torchrun has started, if any."""
     ranks, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # NCCL gathers objects and waits at barriers on the current device
     if ranks > 1 and not dist.is_initialized():
         local, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
         backend = "nccl" if device.type == "cuda" and local <= gpus and dist.is_nccl_available() else "gloo"
@@ -233,7 +236,7 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     """bfloat16 where the device multiplies it fast (A100 and later, CPUs with AMX); float32 weights stay."""
     if precision == "float32":
         return contextlib.nullcontext()
-    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else False
+    fast = torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else False
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
         fast = torch.cpu.get_capabilities().get("amx_bf16", False)
     return torch.autocast(device.type, torch.bfloat16) if fast else contextlib.nullcontext()
@@ -260,8 +263,8 @@ def load_state(path: Path, device: torch.device) -> dict:
     except FileNotFoundError:
         raise ValueError(f"{path} is not there") from None
     except Exception as error:
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} can't be read ({why}); delete it to start that run again") from None
+        why = "it holds more than tensors" if isinstance(error, pickle.UnpicklingError) else type(error).__name__
+        raise ValueError(f"{path} can't be read as a file of tensors ({why}); if it is damaged, delete it") from None
 
 
 def evaluate(model: nn.Module, data: Images, team: Team, precision: str, batch: int = 1000) -> tuple[float, float]:
@@ -333,7 +336,7 @@ def train(
         if changed:
             raise ValueError(f"{folder} was run with another {', '.join(sorted(changed))}; move it away or change back")
     elif team.rank == 0:
-        core.write_json(settings_file, settings)
+        core.write_json(settings_file, settings, digits=None)  # compared exactly, by the same command
 
     torch.manual_seed(run.seed)
     plain = build(run, data.classes) if build else getattr(core, run.model)(data.classes, run.width)
@@ -349,7 +352,9 @@ def train(
         plain.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step, log, diverged_at = state["step"], state["log"], state["diverged_at"]
-        loss_sum, bad_step, seconds = state["loss_sum"], state["bad_step"], state.get("seconds", 0.0)
+        bad_step, seconds = state["bad_step"], state.get("seconds", 0.0)
+        sums = state["loss_sum"].flatten()  # a number per rank; of another team the first rank takes all
+        loss_sum = sums[team.rank] if len(sums) == team.size else sums.sum() * (team.rank == 0)
     elif run.start:
         plain.load_state_dict(load_state(folder.parent / run.start, device))
     if team.rank == 0:
@@ -367,11 +372,25 @@ def train(
 
     def checkpoint():
         nonlocal seconds
-        seconds = time.perf_counter() - began
+        seconds, sums = time.perf_counter() - began, torch.zeros(team.size, device=device)
+        sums[team.rank] = loss_sum
+        if team.size > 1:
+            dist.all_reduce(sums, group=team.group)
+            dist.all_reduce(bad_step, dist.ReduceOp.MIN, group=team.group)
         if team.rank == 0:
             state = {"step": step, "model": plain.state_dict(), "optimizer": optimizer.state_dict(), "log": log}
-            state |= {"loss_sum": loss_sum, "bad_step": bad_step, "diverged_at": diverged_at}
+            state |= {"loss_sum": sums, "bad_step": bad_step, "diverged_at": diverged_at}
             save_atomically(checkpoint_file, state | {"seconds": seconds})
+
+    def told_to_stop():
+        """Whether a signal has come; a team asks, now and then, whether one has come to any of its ranks."""
+        if team.size == 1:
+            return bool(stop)
+        if step % 20 and step < run.steps:
+            return False
+        told = torch.tensor(len(stop), device=device)
+        dist.all_reduce(told, dist.ReduceOp.MAX, group=team.group)
+        return bool(told)
 
     stop = []
     main_thread = threading.current_thread() is threading.main_thread()
@@ -420,7 +439,7 @@ def train(
                     save_atomically(folder / f"weights_{step}.pt", plain.state_dict())
                 checkpoint()
                 bar.set_postfix(loss=f"{mean_loss:.3f}", accuracy=f"{accuracy:.3f}")
-            if stop:
+            if told_to_stop():
                 checkpoint()
                 where = (
                     f"{run.name} stopped at step {step} of {run.steps} and saved; the same command goes on from there"
@@ -441,6 +460,16 @@ def collapse_columns(report: list[dict]) -> dict[str, list]:
     return {key: [row[key] for row in report] for key in keys}
 
 
+def check_teams(batch_sizes: set[int], runs: int) -> None:
+    """Raises ValueError where the ranks that torchrun has started make teams that can't share such a batch."""
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    teams = min(ranks, runs)
+    for batch_size in batch_sizes:
+        for size in {ranks // teams, -(-ranks // teams)}:
+            if batch_size % size:
+                raise ValueError(f"batch size {batch_size} is not divisible by a team of {size} processes")
+
+
 def sweep(runs: list[Run], dataset, folder: str | Path, device: torch.device, **options) -> list[dict] | None:
     """Train all runs, shared among the torchrun ranks; safe to run again. `dataset`: of `core.load_dataset`.
 
@@ -451,12 +480,8 @@ def sweep(runs: list[Run], dataset, folder: str | Path, device: torch.device, **
     """
     if not runs:
         return []
-    team = form_team(len(runs), device)
-    ranks = int(os.environ.get("WORLD_SIZE", 1))
-    for run in runs:
-        for size in {ranks // team.teams, -(-ranks // team.teams)}:
-            if run.batch_size % size:
-                raise ValueError(f"batch size {run.batch_size} is not divisible by a team of {size} processes")
+    check_teams({run.batch_size for run in runs}, len(runs))
+    team, ranks = form_team(len(runs), device), int(os.environ.get("WORLD_SIZE", 1))
     data = Images(dataset, runs[0].dataset, device)
     records = {}
     for k in range(team.index, len(runs), team.teams):
