@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from core import load_dataset, run_script
+from core import load_dataset, progress, run_script
 from curvature import accuracies, curvature, eigh, initial, losses, project, tangent_step
 from training import load_state, save_atomically
 
@@ -64,7 +64,7 @@ def sgd(problem, state, span, label, *, task, batch_size, learning_rate, momentu
     Whoever takes them may change the gradient [S, P] in place: that's how CGD and the tests steer.
     """
     (images, labels, _, _, order), (theta, velocity) = problem, state
-    for t in tqdm(span, desc=label, unit="step", mininterval=1):
+    for t in tqdm(span, desc=label, unit="step", **progress):
         epoch, i = divmod(t, -(-len(images) // batch_size))
         index = order[:, epoch, i * batch_size : (i + 1) * batch_size]
         x, y = images[index].expand(len(theta), -1, -1), labels[index].expand(len(theta), -1)

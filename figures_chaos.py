@@ -242,7 +242,8 @@ def draw_divergence(divergence):
     middle.axhline(0.5, color="0.5", lw=0.8, ls=(0, (1, 3)))
     middle.annotate("random walk", (edges[0], 0.5), size=7, color="0.35", va="bottom")
     middle.set(xlabel="step t", ylabel="local power  d log d / d log t", xscale="log")
-    middle.legend(loc="upper left", fontsize=7.5)
+    if middle.get_legend_handles_labels()[0]:
+        middle.legend(loc="upper left", fontsize=7.5)
     middle.set_title("a power law is flat, an exponential rises with t", loc="left")
     for kind in ("max_chaos", "randn_chaos", "randn"):
         color, line, _, label = KINDS[kind]
