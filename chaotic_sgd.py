@@ -11,7 +11,8 @@ CGD leaves these out of the step. Spectra are exact. Cost on one core, and train
 
   python chaotic_sgd.py delay --seeds 1     one seed of figure 2, ten minutes
 
-USPS is downloaded, or read from data/usps.npz. Finished pieces stay in runs/chaotic_sgd and aren't computed again.
+USPS is downloaded, or read from data/usps.npz (--quick: generated images). Finished pieces stay in runs/chaotic_sgd
+and aren't computed again.
 """
 
 import hashlib
@@ -265,13 +266,18 @@ def subspace(
     return result | {"accuracy": [accuracies(theta, *images, common["task"]) for images in (problem[:2], problem[2:4])]}
 
 
+def number_or_mean(text: str) -> float | str:
+    """What --noise takes."""
+    return text if text == "mean" else float(text)
+
+
 delay = partial(pruning, variants=("sgd", "chaotic@10000", "chaotic@5000", "chaotic@2000", "chaotic@0"))
 divergence = partial(subspace, perturbation=0.1)
 OPTIONS = {
     "variants": {"nargs": "+", "help": "in pruning and delay: sgd and any of chaotic, neg, pos @ first step pruned"},
     "k": {"type": int, "help": "prune at most k directions per step (default: all of the set)"},
     "rule": {"choices": ["top_abs", "rand"], "help": "which k: the extreme ones, or random ones (default: top_abs)"},
-    "noise": {"type": lambda text: text if text == "mean" else float(text), "help": "put normal noise of this size, or "
+    "noise": {"type": number_or_mean, "help": "put normal noise of this size, or "
               "of the gradient's mean |g_i| with `mean`, into each pruned direction (default: none)"},
     "seeds": {"type": int, "help": "networks in pruning and delay, from --seed on (default: 5)"},
     "dataset": {"help": "usps, fashion_mnist, mnist, synthetic, or the stem of an npz file in --data (default: usps)"},
@@ -286,7 +292,7 @@ OPTIONS = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    small = {"steps": 200, "runs": None}
+    small = {"dataset": "synthetic", "steps": 200, "runs": None}
     tiny = small | {"architecture": "cnn", "steps": 8, "draws": 2, "checkpoints": (4,)}
     quick = {"pruning": small | {"seeds": 2}, "divergence": tiny, "subspace": tiny}
     quick["delay"] = small | {"seeds": 2, "variants": ("sgd", "chaotic@100", "chaotic@0")}

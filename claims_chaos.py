@@ -35,7 +35,7 @@ def positive_survivable(pruning):
 
 
 def positive_loss(pruning):
-    """Pruning the positive directions hurts as well: they carry the descent of the loss (our notes, not the paper).
+    """Pruning the positive directions hurts as well: they carry the descent of the loss (ours, not the paper).
 
     CGD pos ends at a higher loss than SGD in every seed.
     """

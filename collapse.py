@@ -68,6 +68,8 @@ def near_pairs(vectors: Tensor, norms: Tensor, redundant: float) -> Tensor:
 
 def _count(vectors: Tensor, vanishing: float, redundant: float, norms: Tensor | None) -> tuple[int, int]:
     """Vanishing and independent neurons; see `independent_neurons`."""
+    if not (0 <= vanishing <= 1 and 0 <= redundant <= 4):  # normalised distances are at most 4
+        raise ValueError(f"thresholds must be 0 to 1 (vanishing) and 0 to 4 (redundant), not {vanishing}, {redundant}")
     vectors, own = _rows(vectors, "vectors")
     norms = own if norms is None else torch.as_tensor(norms).detach()
     if norms.shape != own.shape or not torch.isfinite(norms).all():
@@ -94,7 +96,7 @@ def independent_neurons(
     rows that follow none and rows that some other row follows; so in a chain a - b - c with a and
     c far apart, b counts although it follows a, and the count depends on the order (the reference
     code's pair loop, notebooks FIG3_FIG4 and FIG6). `norms` [n] replaces the rows' norms in the
-    first step: the published figures used the incoming weights alone (erratum E1).
+    first step: the published figures used the incoming weights alone.
 
     Raises ValueError for NaN, infinite or empty input; all-zero rows count as 0 neurons.
     """
@@ -104,7 +106,7 @@ def independent_neurons(
 def effective_rank(matrix: Tensor) -> float:
     """exp of the entropy of the normalised singular values (Roy & Vetterli 2007); 0 for a zero matrix.
 
-    Between 1 and the rank. The reference code computes the entropy itself (erratum E13).
+    Between 1 and the rank. The reference code computes the entropy itself.
     Raises ValueError for NaN, infinite or empty input.
     """
     matrix = _rows(matrix, "matrix")[0].double()
@@ -202,12 +204,14 @@ def neuron_groups(model: nn.Module, example: Tensor, pairing: str = "graph") -> 
     Follows convolutions, linear layers, batch, group and layer norms, elementwise functions,
     pooling, flatten and residual additions from one `example` batch; the inputs' and the outputs'
     channels are no neurons. `pairing="paper"` pairs each layer with the next one instead, without
-    norms, skip connections and down-sampling, as the reference code does for its ResNet (E4).
+    norms, skip connections and down-sampling, as the reference code does for its ResNet.
 
     Raises ValueError that names the layer it can't follow (concatenation, attention, ...).
     """
     if pairing not in ("graph", "paper"):
         raise ValueError(f"pairing must be 'graph' or 'paper', not {pairing!r}")
+    model = getattr(model, "_orig_mod", model)  # torch.compile
+    model = model.module if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) else model
     graph, shapes = _trace(model, example)
     modules = dict(model.named_modules())
     if pairing == "paper":
@@ -228,7 +232,12 @@ def neuron_groups(model: nn.Module, example: Tensor, pairing: str = "graph") -> 
         spaces[b] = a
 
     def refuse(node, why):
-        raise ValueError(f"neuron_groups can't follow {node.name} ({_kind(node, modules)}): {why}")
+        place = [name for name, _ in node.meta.get("nn_module_stack", {}).values() if name]
+        name = node.target if node.op == "call_module" else f"{node.name} in {place[-1]}" if place else node.name
+        raise ValueError(
+            f"neuron_groups can't follow {name} ({_kind(node, modules)}): {why}; single layers can still be "
+            "counted, independent_neurons(layer.weight.flatten(1))"
+        )
 
     def hold(node, module, *roles):
         """Enter the slots of a module with parameters: roles are (role, space, block)."""
@@ -326,8 +335,18 @@ def _trace(model: nn.Module, example: Tensor):
     """The fx graph of `model` and the shape of every tensor in it, leaving the model as it was."""
     from torch.fx.passes.shape_prop import ShapeProp
 
+    if not isinstance(example, Tensor):
+        raise ValueError("neuron_groups needs an example, a batch of the network's inputs, to follow it")
     modes = {module: module.training for module in model.modules()}
     model.eval()  # so that the pass changes no running statistics
+    try:
+        with torch.no_grad():
+            model(example)
+    except (RuntimeError, ValueError, TypeError) as error:
+        for module, training in modes.items():
+            module.training = training
+        shape, why = list(example.shape), str(error).splitlines()[0]
+        raise ValueError(f"{type(model).__name__} doesn't take the example of shape {shape}: {why}") from None
     try:
         traced = torch.fx.symbolic_trace(model)
         with torch.no_grad():
@@ -376,7 +395,7 @@ def collapse_report(
 
     `width` = `vanishing` + `redundant` + `independent` neurons; `fraction` = independent / width;
     `effective_rank` of all the group's vectors. `incoming_mask` takes the vanishing norm over the
-    incoming weights alone, as the published figures did (E1).
+    incoming weights alone, as the published figures did.
     """
     rows = []
     groups = model if isinstance(model, list) else neuron_groups(model, example, pairing)

@@ -1,9 +1,9 @@
-"""Core of the house: data, models and collapse metrics that every experiment shares.
+"""Core of the house: models, collapse metrics and how scripts run, which every experiment shares.
 
 "Collapse" is the drift of SGD into an invariant set (Chen, Kunin, Yamamura, Ganguli, *Stochastic
 Collapse*, NeurIPS 2023): parameters where a neuron has vanished, or where two neurons are equal.
 
-    data               load_dataset
+    data               load_dataset, synthetic_dataset: in images.py
     models             vgg16, resnet18
     collapse metrics   normalized_distances, independent_neurons, effective_rank, feature_sparsity, neuron_groups,
                        collapse_report, distance_maps: in collapse.py, which stands alone; import them from here
@@ -12,6 +12,8 @@ Collapse*, NeurIPS 2023): parameters where a neuron has vanished, or where two n
 """
 
 import argparse
+import ast
+import contextlib
 import dataclasses
 import datetime
 import inspect
@@ -19,12 +21,12 @@ import json
 import math
 import os
 import platform
+import shutil
 import sys
 import tempfile
 import time
-import zipfile
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,6 +41,7 @@ from collapse import (  # noqa: F401  (the room of the collapse metrics)
     neuron_groups,
     normalized_distances,
 )
+from images import Dataset, load_dataset, synthetic_dataset  # noqa: F401  (the room of the data)
 from training import (  # noqa: F401  (the training room)
     Run,
     check_teams,
@@ -48,161 +51,6 @@ from training import (  # noqa: F401  (the training room)
     sweep,
     train,
 )
-
-# ======================================================================================
-# data
-# ======================================================================================
-
-
-class Dataset(NamedTuple):
-    """Images uint8 [N, C, H, W] in 0..255, labels int64 [N] in 0..num_classes - 1, and where they are from."""
-
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
-    source: str = ""
-
-    @property
-    def num_classes(self) -> int:
-        return int(self.train_labels.max()) + 1
-
-
-# name: (class in torchvision.datasets, the files it downloads, the folder below root they go to)
-_IDX = "train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz, t10k-labels-idx1-ubyte.gz"
-_DOWNLOADS = {
-    "cifar10": ("CIFAR10", "cifar-10-python.tar.gz", ""),
-    "cifar100": ("CIFAR100", "cifar-100-python.tar.gz", ""),
-    "mnist": ("MNIST", _IDX, "MNIST/raw"),
-    "fashion_mnist": ("FashionMNIST", _IDX, "FashionMNIST/raw"),
-    "usps": ("USPS", "usps.bz2, usps.t.bz2", ""),
-}
-
-
-def load_dataset(name: str, root: str | Path = "data") -> Dataset:
-    """Load a data set by name: from `<root>/<name>.npz` if it is there, else by download.
-
-    `name`: cifar10, cifar100, usps, mnist, fashion_mnist (torchvision downloads these into `root`
-    and verifies their checksums), synthetic (generated, see `synthetic_dataset`), or the stem of
-    any npz file in `root` with `train_images` and `test_images` (uint8, N x H x W or N x H x W x C)
-    and `train_labels` and `test_labels` (integers from 0), and maybe a text `source` for the results;
-    or a folder in `root` with images of one size in train/<class>/ and val/<class>/ (Tiny ImageNet: as it
-    is unpacked, val/val_annotations.txt is read).
-
-    Raises ValueError for an unknown name or a bad file, OSError if the download fails.
-    """
-    path = Path(root) / f"{name}.npz"
-    if name == "synthetic":
-        return synthetic_dataset()
-    if path.exists():
-        arrays, source = _read_npz(path), path.name
-    elif (Path(root) / name / "train").is_dir():
-        arrays, source = _read_folder(Path(root) / name), f"{name}/"
-    elif name in _DOWNLOADS:
-        arrays, source = _download(name, Path(root)), "torchvision"
-    else:
-        known = ", ".join([*_DOWNLOADS, "synthetic"])
-        raise ValueError(f"no data set {name!r}: use one of {known}, or put your own images into {path}")
-    images = {}
-    for split in ("train", "test"):
-        pixels = torch.from_numpy(np.ascontiguousarray(arrays[f"{split}_images"]))
-        pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
-        images[split] = pixels, torch.from_numpy(arrays[f"{split}_labels"].astype(np.int64))
-    return Dataset(*images["train"], *images["test"], str(arrays.get("source", source)))
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    keys = [f"{split}_{what}" for split in ("train", "test") for what in ("images", "labels")]
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in keys if key not in file]
-            arrays = {key: file[key] for key in (*keys, "source") if key in file}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a readable npz of plain arrays ({error}); write it with numpy.savez") from None
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}; expected the arrays {', '.join(keys)}")
-    for split in ("train", "test"):
-        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-        if images.dtype != np.uint8 or images.ndim not in (3, 4) or 0 in images.shape:
-            raise ValueError(
-                f"{path}: {split}_images is {images.dtype} {images.shape}; expected uint8 N x H x W or N x H x W x C"
-            )
-        if labels.dtype.kind not in "iu" or labels.shape != (len(images),):
-            raise ValueError(
-                f"{path}: {split}_labels is {labels.dtype} {labels.shape}; expected {len(images)} integers"
-            )
-    if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:
-        raise ValueError(f"{path}: train and test images differ in shape; give both the same H x W x C")
-    seen = np.unique(arrays["train_labels"])
-    if seen[0] != 0 or seen[-1] != len(seen) - 1 or not np.isin(arrays["test_labels"], seen).all():
-        raise ValueError(f"{path}: labels must be 0..classes-1, every class in train; train has {seen[:12].tolist()}")
-    return arrays
-
-
-def _read_folder(root: Path) -> dict[str, np.ndarray]:
-    from torchvision.datasets import ImageFolder
-
-    arrays = {}
-    try:
-        files = {split: ImageFolder(root / split) for split in ("train", "val")}
-        classes = files["train"].class_to_idx
-        samples = {split: [(path, folder.classes[k]) for path, k in folder.samples] for split, folder in files.items()}
-        if (root / "val" / "val_annotations.txt").exists():
-            lines = (root / "val" / "val_annotations.txt").read_text().splitlines()
-            samples["val"] = [(root / "val" / "images" / name, label) for name, label, *_ in map(str.split, lines)]
-        for split, key in (("train", "train"), ("val", "test")):
-            images = [np.asarray(files[split].loader(path)) for path, _ in samples[split]]
-            arrays[f"{key}_images"] = np.stack(images)
-            arrays[f"{key}_labels"] = np.array([classes[label] for _, label in samples[split]])
-    except KeyError as error:
-        raise ValueError(f"{root}: the class {error} of val/ is not among those of train/") from None
-    except ValueError as error:  # numpy: images of several sizes
-        raise ValueError(
-            f"{root} is not a folder of images of one size, train/<class>/*, val/<class>/* ({error})"
-        ) from None
-    except OSError as error:
-        raise ValueError(f"{root}: expected images in train/<class>/ and val/<class>/ ({error})") from None
-    return arrays
-
-
-def _download(name: str, root: Path) -> dict[str, np.ndarray]:
-    import torchvision.datasets
-
-    kind, files, folder = _DOWNLOADS[name]
-    arrays = {}
-    try:
-        for split in ("train", "test"):
-            part = getattr(torchvision.datasets, kind)(root, train=split == "train", download=True)
-            arrays[f"{split}_images"] = np.asarray(part.data)
-            arrays[f"{split}_labels"] = np.asarray(part.targets)
-    except (OSError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise OSError(
-            f"cannot download {name} ({reason}); fetch {files} on another machine "
-            f"and put it into {root / folder}, or write {root / name}.npz"
-        ) from None
-    return arrays
-
-
-def synthetic_dataset(training: int = 4096, test: int = 1024, classes: int = 10, seed: int = 0) -> Dataset:
-    """Generated 3 x 32 x 32 images to try things on: a smooth pattern per class, shifted and noisy.
-
-    Learnable but not trivially: each image is its class's pattern, cyclically shifted by up to 8
-    pixels, under pixel noise of twice its size; a linear classifier gets 88 % right.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randn(classes, 3, 6, 6, generator=generator)
-    patterns = nn.functional.interpolate(coarse, size=32, mode="bicubic", align_corners=False)
-    labels = torch.arange(training + test) % classes
-    shifts = torch.randint(-8, 9, (training + test, 2), generator=generator)
-    grid = torch.arange(32)
-    rows = (grid - shifts[:, :1]) % 32
-    columns = (grid - shifts[:, 1:]) % 32
-    images = patterns[labels[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    images = 128 + 25 * images + 50 * torch.randn(images.shape, generator=generator)
-    images = images.round().clamp(0, 255).to(torch.uint8).contiguous()
-    return Dataset(images[:training], labels[:training], images[training:], labels[training:], "generated")
-
 
 # ======================================================================================
 # models
@@ -268,26 +116,27 @@ def resnet18(num_classes: int = 100, width: int = 64, blocks: tuple = (2, 2, 2, 
 progress = {"disable": None, "leave": False, "mininterval": 0.5}  # for tqdm: a bar on terminals only
 
 
+def plain(value, digits: int | None = 6):
+    """`value` as JSON has it: tensors and tuples are lists, NaN and infinities null, numbers of so many digits."""
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {key: plain(entry, digits) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry, digits) for entry in value]
+    if isinstance(value, float):
+        value = value if digits is None else float(f"{value:.{digits}g}")
+        return value if math.isfinite(value) else None
+    return value
+
+
 def write_json(path: str | Path, content: dict, digits: int | None = 6) -> None:
     """Write `content` to `path` atomically: whoever reads the file sees the old one or the new one.
 
     Tensors become lists; numbers keep `digits` significant digits (None: all); NaN and infinities become null.
     """
-
-    def plain(value):
-        if isinstance(value, Tensor | np.ndarray | np.generic):
-            value = value.tolist()
-        if isinstance(value, dict):
-            return {key: plain(entry) for key, entry in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(entry) for entry in value]
-        if isinstance(value, float):
-            value = value if digits is None else float(f"{value:.{digits}g}")
-            return value if math.isfinite(value) else None
-        return value
-
     path = Path(path)
-    text = json.dumps(plain(content), allow_nan=False, separators=(",", ":"))
+    text = json.dumps(plain(content, digits), allow_nan=False, separators=(",", ":"))
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
             file.write(text + "\n")
@@ -369,7 +218,7 @@ def close_arguments(parser: argparse.ArgumentParser, argv: list[str] | None, nam
 
 
 def save_result(path: Path, name: str, args, settings: dict, device, seconds: float, measured: dict) -> None:
-    """Write a result file: what was run, how, where, and what was measured."""
+    """Write a result file: what was run, how, where, and what was measured. One with other settings is kept aside."""
     ranks = os.environ.get("WORLD_SIZE")
     start = f"torchrun --nproc_per_node={ranks}" if ranks else "python"
     result = {
@@ -379,8 +228,36 @@ def save_result(path: Path, name: str, args, settings: dict, device, seconds: fl
         "settings": settings,
         "environment": environment(device, seconds),
     }
+    try:
+        old = json.loads(path.read_text())
+        same = [old[key] for key in ("command", "settings")] == plain([result[key] for key in ("command", "settings")])
+    except (OSError, ValueError, KeyError, TypeError):
+        same = True  # nothing there to lose
+    if not same and not args.quick:
+        kept = path.parent / "replaced" / f"{path.stem}_{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}.json"
+        kept.parent.mkdir(exist_ok=True)
+        shutil.copy2(path, kept)
+        print(f"{path} was made otherwise: kept as {kept} (--out FOLDER keeps runs of your own apart)", flush=True)
     write_json(path, result | measured)
-    print(f"{name}: {seconds:.1f} s, {path}", flush=True)
+    way = "--quick " * args.quick + f"--out {args.out} " * (args.out != Path("results"))
+    hint = "" if path.stem.startswith("benchmark_") else f"; draw it: python figures.py {way}".rstrip()
+    print(f"{name}: {seconds:.1f} s, {path}{hint}", flush=True)
+
+
+def read_setting(known: dict, text: str) -> tuple[str, object]:
+    """(name, value) of NAME=VALUE; `known`: settings and their defaults, whose kind the value must have."""
+    name, _, value = text.partition("=")
+    if name not in known:
+        raise ValueError(f"--set {text}: no setting {name}; there are {', '.join(known)}")
+    default = known[name]
+    with contextlib.suppress(ValueError, SyntaxError):  # else it is a text
+        value = ast.literal_eval(value)
+    if isinstance(default, tuple):
+        value = tuple(value) if isinstance(value, tuple | list) else (value,)
+    fits = isinstance(value, int | float) if isinstance(default, float) else isinstance(value, type(default))
+    if default is not None and not fits:
+        raise ValueError(f"--set {text}: expected a value like {default!r}")
+    return name, value
 
 
 def run_script(
@@ -395,14 +272,27 @@ def run_script(
 
     `experiments`: name -> function with keyword settings, `seed` and `device` among them, whose
     defaults are the paper's; it returns the measured arrays. `quick`: name -> the settings that
-    --quick replaces. `options`: setting -> arguments of `add_argument`, for settings that the command
-    line may change too. Bad input ends in one line on stderr and exit code 2.
+    --quick replaces. `options`: setting -> arguments of `add_argument`, for settings that deserve one;
+    --set changes all others. Bad input ends in one line on stderr and exit code 2.
     """
     parser = open_arguments(document, list(experiments))
     for option, arguments in (options or {}).items():
         parser.add_argument(f"--{option.replace('_', '-')}", **arguments)
+    parser.add_argument("--set", nargs="+", metavar="NAME=VALUE", help="other settings: keywords of the experiment")
     args, device, out = close_arguments(parser, argv, list(experiments))
     given = {option: getattr(args, option) for option in options or {} if getattr(args, option) is not None}
+    known = {
+        key: p.default
+        for name in args.experiments
+        for key, p in inspect.signature(experiments[name]).parameters.items()
+        if key not in ("seed", "device")
+    }
+    try:
+        given |= dict(map(partial(read_setting, known), args.set or ()))
+    except ValueError as error:
+        parser.error(str(error))
+    for option in given.keys() - known.keys():
+        parser.error(f"--{option.replace('_', '-')} is no setting of {', '.join(args.experiments)}")
     torch.set_num_threads(1)  # loops of small tensors: a second thread costs far more than it brings
     torch.set_flush_denormal(True)
     for name in args.experiments:
@@ -420,7 +310,7 @@ def run_script(
         except (ValueError, OSError) as error:
             parser.error(f"{name}: {error}")
         except KeyboardInterrupt:
-            parser.exit(130, f"\n{parser.prog}: {name} interrupted, nothing of it saved; earlier results are whole\n")
+            parser.exit(130, f"\n{parser.prog}: {name} interrupted: no result; what is in runs/ is used again\n")
 
 
 PAPER_SWEEPS = {  # what the paper's two networks have in common, as plans of `plan_runs`
@@ -472,7 +362,10 @@ def plan_runs(paper: Run, plan: dict, given: dict, seeds: int | None, first_seed
     for run in runs:
         positive = min(run.learning_rate, run.batch_size, run.steps, run.width, run.eval_every)
         if positive <= 0 or run.width % 2 or not 0 <= run.label_noise <= 1 or min(run.weight_decay, run.momentum) < 0:
-            raise ValueError(f"impossible settings: {run.name}")
+            raise ValueError(
+                f"impossible settings: {run.name}; learning rate, batch size, steps, width (even), eval_every must be "
+                "positive, label noise 0 to 1, weight decay and momentum not negative"
+            )
     return runs
 
 
@@ -560,6 +453,8 @@ def run_sweeps(document: str, paper: Run, experiments: dict, quick: dict, argv: 
                     "branches": branches,
                     "maps": maps,
                 }
+                for record in (record for record in records + branches if record["diverged_at"] is not None):
+                    print(f"{record['name']} diverged at step {record['diverged_at']}", flush=True)
                 settings = dataclasses.asdict(runs[0])
                 result = f"{script.split('_')[0]}_{name}"
                 save_result(

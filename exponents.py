@@ -132,10 +132,10 @@ def exponent(
     processor time of a gradient step, and of one with the exponents of 100 pairs.
     """
     device = torch.device(device)
+    images = Images(core.load_dataset(Run(**network).dataset, data), Run(**network).dataset, device)
     result = {"closed": closed_forms(steps, pair_steps, seed), "runs": []}
     for k in range(seeds):
         run = Run(**network, seed=seed + k)
-        images = Images(core.load_dataset(run.dataset, data), run.dataset, device)
         path = Path(folder) / run.name
         train(run, images, path, device)
         model = trained_network(path, early, device)[1]

@@ -51,7 +51,10 @@ def extract(
         last = [path.with_name(f"weights_{json.loads(path.read_text()).get('steps')}.pt") for path in settings]
         networks = [(p.parent.name, *trained_network(p.parent, None, device)) for p in last if p.exists()]  # finished
     if not networks:
-        raise ValueError(f"no finished run below {', '.join(map(str, runs))}; train some: vgg_cifar10.py lr --width 8")
+        raise ValueError(
+            f"no finished run below {', '.join(map(str, runs))}; train some:"
+            " vgg_cifar10.py lr --width 8 --batch-size 128 --steps 20000 --eval-every 1000 --seeds 2"
+        )
     exact, draw = [], torch.Generator().manual_seed(seed)
     mlp = [nn.Linear(40, 64), nn.Tanh(), nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 10)]
     known = {

@@ -101,7 +101,11 @@ def load_result(path, quick):
         return None
     try:
         result = json.loads(path.read_text())
-        if not {"experiment", "settings", "environment"} <= result.keys() or result["experiment"] != path.stem:
+        if (
+            not isinstance(result, dict)
+            or not {"experiment", "settings", "environment"} <= result.keys()
+            or result["experiment"] != path.stem
+        ):
             raise ValueError("no result of that experiment")
         if result["quick"] is not quick:
             raise ValueError("a quick result among full ones" if result["quick"] else "a full result among quick ones")
@@ -130,6 +134,8 @@ def main(argv=None):
         parser.error(f"unknown figure {', '.join(unknown)}: choose from {', '.join(FIGURES)}")
     results_folder = args.out / "quick" if args.quick else args.out
     figures_folder = args.figures / "quick" if args.quick else args.figures
+    if not (args.out.is_dir() or args.fresh or args.quick):
+        parser.error(f"--out {args.out} is no folder of results; --fresh makes one")
     try:
         figures_folder.mkdir(parents=True, exist_ok=True)
         (figures_folder / ".writable").touch()

@@ -2,7 +2,7 @@
 
   lr      learning rates 0.01 to 0.1, 100,000 steps, 4 seeds (Stochastic Collapse, figures 3 and 4)
   noise   label noise 0 to 0.8 at learning rate 0.02, 1,000,000 steps, 4 seeds (figure 4)
-  batch   batch sizes 32 to 512 at learning rate 0.02 (inferred, erratum E6), 1,000,000 steps, 4 seeds
+  batch   batch sizes 32 to 512 at learning rate 0.02 (inferred), 1,000,000 steps, 4 seeds
   drop    learning rate 0.1 dropped to 0.01 after 10,000, 20,000, 40,000 steps, 8 seeds (figure 6)
 
   torchrun --nproc_per_node=8 resnet_cifar100.py lr

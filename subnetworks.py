@@ -18,6 +18,8 @@ Times are for one CPU core. `exponent` first trains its two networks: 18 minutes
 import copy
 import importlib
 import math
+import os
+import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -169,14 +171,15 @@ def collapse_exponent(
     steps, its standard `error` (from means over `blocks`), and what it is made of to second order in eta =
     lr / (1 - momentum): `decay`, `curvature` -eta E[q] (and the second order of the mean H), and `noise`, eta^2 / 2
     (var Hu - 2 var q), q = u.Hu, u the direction. In one dimension var Hu = var q: noise attracts
-    (stochastic_collapse, section 0); in many the part of Hu across u repels. And [steps, sets]: `growth`
-    of log|delta|, and `log_distance` of the neurons themselves to the set, before each step.
+    (stochastic attractivity in Stochastic Collapse); in many the part of Hu across u repels. And [steps, sets]:
+    `growth` of log|delta|, and `log_distance` of the neurons themselves to the set, before each step.
 
     Raises ValueError, naming the layer, for groups it can't follow, sets that aren't invariant and chunks that
     a batch norm would see.
     """
-    settings = {(g["lr"], g["momentum"], g["weight_decay"]) for g in optimizer.param_groups}
-    other = [g[key] for g in optimizer.param_groups for key in ("nesterov", "dampening", "maximize") if key in g]
+    keys, others = ("lr", "momentum", "weight_decay"), ("nesterov", "dampening", "maximize")
+    settings = {tuple(map(group.get, keys)) for group in optimizer.param_groups}
+    other = [group.get(key) for group in optimizer.param_groups for key in others]
     if type(optimizer) is not torch.optim.SGD or len(settings) != 1 or any(other):
         raise ValueError(
             "collapse_exponent linearises torch.optim.SGD with one setting for all parameters, "
@@ -216,6 +219,8 @@ def collapse_exponent(
 
     for name, index in sets.items():
         group, nodes, index = groups[name], channel_nodes(model, groups[name]), torch.as_tensor(index)
+        if not ((index >= 0) & (index < group.size)).all() or (index.ndim == 2 and (index[:, 0] == index[:, 1]).any()):
+            raise ValueError(f"the sets of {name} must be of different neurons from 0 to {group.size - 1}")
         shapes = {key: part.shape[1:] for key, part in neuron_parts(group).items()}
         normed = {n.all_input_nodes[0].target for n in nodes if isinstance(modules.get(n.target), _BatchNorm)}
         normal = [index.ndim == 2 or key[1] == "columns" or key[0] not in normed for key in shapes]
@@ -227,7 +232,7 @@ def collapse_exponent(
     try:
         model.train()
         while batch is not None:
-            rate, momentum, decay = (optimizer.param_groups[0][key] for key in ("lr", "momentum", "weight_decay"))
+            rate, momentum, decay = (optimizer.param_groups[0][key] for key in keys)
             row, nearest, products = [], {}, {}
             for name, (group, index, *_, free) in jobs.items():
                 nearest[name] = _, own = split(group, index, free)
@@ -291,18 +296,28 @@ def measure(
     if run:
         network, shape = trained_network(Path(run), None, device)[1], (3, 32, 32)
     else:
+        shape = [int(size) if size.isdecimal() else 0 for size in input.split(",")]
+        if min(shape) < 1:
+            raise ValueError(f"--input {input}: expected positive numbers with commas, as 3,224,224")
+        sys.path.insert(0, os.getcwd())  # for networks of one's own
         try:
             module, _, function = model.partition(":")
             torch.manual_seed(seed)
-            network = getattr(importlib.import_module(module), function)().to(device)
-            shape = [int(size) for size in input.split(",")]
+            network = getattr(importlib.import_module(module), function)()
         except (ImportError, AttributeError, TypeError, ValueError) as error:
-            raise ValueError(f"can't make --model {model} --input {input}: {error}") from None
+            raise ValueError(f"can't make --model {model}: {' '.join(str(error).split())[:200]}") from None
+        if not isinstance(network, nn.Module):
+            raise ValueError(f"can't make --model {model}: it returns {type(network).__name__}, no nn.Module")
+        network.to(device)
         if weights:
+            state = load_state(Path(weights), device)
+            state = state.get("state_dict", state.get("model", state)) if isinstance(state, dict) else {}
+            state = {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in state.items()}
             try:
-                network.load_state_dict(load_state(Path(weights), device))
+                network.load_state_dict(state)
             except (RuntimeError, TypeError) as error:
-                raise ValueError(f"{weights} doesn't fit {model}: {' '.join(str(error).split())[:200]}") from None
+                why = " ".join(str(error).split())[:200]
+                raise ValueError(f"{weights}, expected to be a state_dict of {model}, doesn't fit: {why}") from None
     example = torch.zeros(2, *shape, device=device)
     report, share = collapse_report(network, example, vanishing, redundant[0]), {}
     for group, row in zip(neuron_groups(network, example), report, strict=True):

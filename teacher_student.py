@@ -11,7 +11,9 @@
 A teacher of rank 8 labels 1024 inputs with noise; the student fits signal and noise. Label noise
 sigma lowers every singular value by learning_rate sigma^2 / 2 and removes the smaller ones;
 dropping the rate lets the survivors recover: test loss is lowest after a long noisy phase.
-Every experiment is a function whose defaults are the paper's settings. Then `python figures.py`.
+Every experiment is a function whose keyword defaults are the paper's settings. Change any of them:
+  python teacher_student.py diagonal --set learning_rate=2.0 --out mine
+  python figures.py fig5_teacher_student --out mine --figures mine
 """
 
 import functools
@@ -57,7 +59,7 @@ def losses(problem: dict[str, Tensor]):
 
     train = |X W' - y|^2 / (2 n m var(y)) as the paper; test = |W' - W|^2 / |W|^2, the relative
     error on isotropic inputs. The paper's test axis is the mean of (W' - W)^2 over n m var(y)
-    (erratum E10), `paper_test_factor` times ours.
+    `paper_test_factor` times ours.
     """
     y, w, values = problem["y"], problem["w"], problem["values"]
     floor = y.square().sum() - values.square().sum()

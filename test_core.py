@@ -27,6 +27,7 @@ import claims
 import collapse
 import core
 import figures
+import images as image_data
 import resnet_cifar100
 import teacher_student
 import theory
@@ -109,13 +110,13 @@ def test_unknown_data_set_names_the_known_ones(tmp_path):
         core.load_dataset("cifar11", tmp_path)
 
 
-@pytest.mark.parametrize("name", sorted(core._DOWNLOADS))
+@pytest.mark.parametrize("name", sorted(image_data._DOWNLOADS))
 def test_without_network_the_error_says_what_to_fetch_and_where(tmp_path, monkeypatch, name):
     def offline(*args, **kwargs):
         raise urllib.error.URLError("no network")
 
     monkeypatch.setattr("urllib.request.urlopen", offline)
-    kind, files, folder = core._DOWNLOADS[name]
+    kind, files, folder = image_data._DOWNLOADS[name]
     with pytest.raises(OSError, match=re.escape(files.split(",")[0])) as caught:
         core.load_dataset(name, tmp_path)
     assert str(tmp_path / folder) in str(caught.value) and "\n" not in str(caught.value)
@@ -489,13 +490,13 @@ class Attention(nn.Module):
 REFUSED = {
     "concatenation": (torchvision.models.densenet121, (2, 3, 32, 32), r"cat"),
     "attention": (Attention, (2, 4, 6), r"attention"),
-    "grouped convolution": (torchvision.models.mobilenet_v2, (2, 3, 32, 32), r"features_1_conv_0_0 .*grouped"),
+    "grouped convolution": (torchvision.models.mobilenet_v2, (2, 3, 32, 32), r"features\.1\.conv\.0\.0 .*grouped"),
     "tied weights": (Tied, (2, 5), r"b .*shares a parameter with a"),
     "gates": (lambda: Gate(nn.Linear(5, 5), nn.Linear(5, 2)), (2, 5), r"mul.*other than by addition"),
     "raw parameters": (lambda: nn.Sequential(Embedded(5, 5), nn.Linear(5, 2)), (2, 5), r"outside a layer"),
     "control flow": (lambda: nn.Sequential(Branching(5, 5), nn.Linear(5, 2)), (2, 5), r"can't trace"),
     "channels pooled": (lambda: nn.Sequential(nn.Linear(5, 6), nn.MaxPool1d(2), nn.Linear(3, 2)), (2, 4, 5), r"pools"),
-    "wrong example": (mlp, (2, 11), r"can't trace"),
+    "wrong example": (mlp, (2, 11), r"doesn't take the example of shape \[2, 11\]"),
 }
 
 

@@ -177,7 +177,7 @@ class Viewed(nn.Module):
             (6,),
             "0: its weight is",
         ),
-        (nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.Conv2d(8, 3, 3)), (4, 8, 8), "_0.*grouped"),
+        (nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.Conv2d(8, 3, 3)), (4, 8, 8), "follow 0 .*grouped"),
         (Viewed(), (3, 4, 4), "written into Viewed's code.*view"),
     ],
 )
@@ -398,8 +398,32 @@ def test_sets_that_are_not_invariant_are_refused(model, sets, words):
     for other in ({"nesterov": True}, {"dampening": 0.5}, {"maximize": True}):
         with pytest.raises(ValueError, match="no Nesterov"):
             collapse_exponent(model, {}, batches, torch.optim.SGD(model.parameters(), 0.1, 0.9, **other))
+    with pytest.raises(ValueError, match="no Nesterov"):
+        collapse_exponent(model, {}, batches, torch.optim.Adam(model.parameters()))
     with pytest.raises(ValueError, match="at least one batch"):
         collapse_exponent(model, {}, [], sgd)
+
+
+@pytest.mark.parametrize("index", [[[0, 24]], [[-1, 3]], [[3, 3]], [24]])
+def test_sets_of_neurons_that_are_not_there_are_refused(index):
+    model, batches = mlp(), [(torch.randn(4, 10), torch.randint(5, (4,)))]
+    with pytest.raises(ValueError, match="sets of 0 must be of different neurons from 0 to 23"):
+        collapse_exponent(model, {"0": torch.tensor(index)}, batches, torch.optim.SGD(model.parameters(), 0.1))
+
+
+def test_measure_reads_checkpoints_of_other_programs(tmp_path, monkeypatch):
+    """{'state_dict': ...} of a network in DataParallel, and a network from a file in the folder where one is."""
+    monkeypatch.chdir(tmp_path)
+    text = "from torch import nn\ndef net():\n    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))\n"
+    (tmp_path / "own_network.py").write_text(text)
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    net[0].weight.data[1:], net[0].bias.data[1:], net[2].weight.data[:, 1:] = 0.0, 0.0, 0.0
+    torch.save({"state_dict": nn.DataParallel(net).state_dict(), "epoch": 3}, "mine.pt")
+    found = subnetworks.measure("own_network:net", "mine.pt", "4")
+    assert found["report"][0]["vanishing"] == 5
+    torch.save(net, "whole.pt")
+    with pytest.raises(ValueError, match=r"whole\.pt can't be read .*it holds more than tensors"):
+        subnetworks.measure("own_network:net", "whole.pt", "4")
 
 
 def test_a_frozen_network_stays_as_it_is():
@@ -483,10 +507,14 @@ def test_nearest_pairs_against_a_search():
     [
         (("measure", "--model", "torchvision.models:resnet19"), "can't make --model torchvision.models:resnet19"),
         (("measure", "--model", "nowhere:net"), "can't make --model nowhere:net"),
-        (("measure", "--input", "3,x"), "can't make"),
+        (("measure", "--input", "3,x"), "--input 3,x: expected positive numbers"),
+        (("measure", "--input", "3,-4,64"), "--input 3,-4,64: expected positive numbers"),
+        (("measure", "--model", "torch:arange"), "can't make --model torch:arange"),
+        (("measure", "--model", "math:gcd"), "can't make --model math:gcd: it returns int, no nn.Module"),
+        (("measure", "--set", "vanishing=2.0", "--input", "3,32,32"), "thresholds must be 0 to 1"),
         (("measure", "--weights", "absent.pt"), "absent.pt is not there"),
         (("measure", "--run", "absent"), "absent is no run directory"),
-        (("measure", "--input", "3,8"), "can't trace"),
+        (("measure", "--input", "3,8"), "doesn't take the example of shape [2, 3, 8]"),
         (("extract", "--runs", "absent"), "no finished run below absent"),
         (("predict",), "unknown experiment predict"),
     ],

@@ -77,7 +77,7 @@ def diagonal_theory(
     logistic with target s* - drop_factor eta sigma^2 / 2 (`lower`) or s* (`upper`), and the
     means are taken over the Gamma law. The paper starts one logistic at the mean instead
     (`paper_lower`), which Jensen's inequality makes too fast, with a time scale that lacks the
-    learning rate (erratum E5; corrected here).
+    learning rate (corrected here).
     """
     values = values.double().cpu()
     noise = eta * label_noise**2

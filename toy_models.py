@@ -10,9 +10,9 @@
   python toy_models.py                 all three, with the paper's settings, on one CPU core
   python toy_models.py quartic --quick
 
-Every experiment is a function whose defaults are the paper's settings:
-  python -c "import toy_models; toy_models.quartic(mu=2.0)"
-Then `python figures.py` draws the results.
+Every experiment is a function whose keyword defaults are the paper's settings. Change any of them:
+  python toy_models.py quartic --set mu=2.0 --out mine
+  python figures.py fig1_quartic --out mine --figures mine
 """
 
 import math
