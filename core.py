@@ -234,7 +234,7 @@ def save_result(path: Path, name: str, args, settings: dict, device, seconds: fl
     except (OSError, ValueError, KeyError, TypeError):
         same = True  # nothing there to lose
     if not same and not args.quick:
-        kept = path.parent / "replaced" / f"{path.stem}_{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}.json"
+        kept = path.parent / "replaced" / f"{path.stem}_{datetime.datetime.now():%Y-%m-%d_%H-%M-%S-%f}.json"
         kept.parent.mkdir(exist_ok=True)
         shutil.copy2(path, kept)
         print(f"{path} was made otherwise: kept as {kept} (--out FOLDER keeps runs of your own apart)", flush=True)

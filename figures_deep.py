@@ -35,6 +35,8 @@ def fig3_distances(*results):
             panel.set_title(f"{group['name']}, {part}\n{group['clusters']} of {group['width']} independent", size=8)
             panel.set(xticks=[0, group["width"]], yticks=[0, group["width"]])
             panel.grid(False)
+    for panel in axes[-1]:
+        panel.set_xlabel("neuron", labelpad=-8)
     figure.colorbar(image, ax=axes, label="normalised distance: 0 equal, 2 orthogonal", shrink=0.7, aspect=30)
     return figure
 
@@ -43,12 +45,13 @@ def draw_layers(axes, fractions, title, legend):
     for k, (color, (value, rows)) in enumerate(zip(shades(len(fractions)), fractions.items(), strict=True)):
         mean, spread = rows.mean(0), rows.std(0)
         layers = np.arange(1, len(mean) + 1)
-        axes.plot(layers, mean, color=color, marker=MARKERS[k % 6], ms=4, label=f"{value:g}")
+        label = f"{value:,}" if isinstance(value, int) else f"{value:g}"
+        axes.plot(layers, mean, color=color, marker=MARKERS[k % 6], ms=4, label=label)
         axes.fill_between(layers, mean - spread, mean + spread, color=color, alpha=0.25, lw=0)
     seeds = min((len(rows) for rows in fractions.values()), default=0)
     axes.set(title=f"{title} ({seeds} seed{'s' * (seeds != 1)})", xlabel="layer", ylim=(-0.03, 1.05))
     if fractions:
-        axes.legend(title=legend)
+        axes.legend(title=f"{legend}\n(band: s.d. of seeds)" if seeds > 1 else legend)
 
 
 def fig4_independent(*results):
@@ -61,16 +64,24 @@ def fig4_independent(*results):
                 (("groups", "true groups"), ("paper", "paper's pairing")) if name == "resnet" else (("groups", ""),)
             )
             panels += [(result, counted, words) for counted, words in counts]
-    figure, axes = plt.subplots(2, len(panels), figsize=(1 + 5 * len(panels), 6.4), squeeze=False)
-    for (above, below), (result, counted, words) in zip(axes.T, panels, strict=True):
+    panels.sort(key=lambda panel: panel[1])  # all panels of one way to count side by side
+    columns = len(panels) if len(panels) < 5 else 3
+    blocks = -(-len(panels) // columns)
+    figure, axes = plt.subplots(2 * blocks, columns, figsize=(1 + 5 * columns, 6.4 * blocks), squeeze=False)
+    for k, (result, counted, words) in enumerate(panels):
+        above, below = axes[2 * (k // columns) : 2 * (k // columns) + 2, k % columns]
         run, varied = result["runs"][0]["run"], result["varied"]
         title = f"{run['model']}, {run['dataset']}, width {run['width']}, {run['steps']:,} steps"
         title += f"\n{words}" if words else ""
         draw_layers(above, at_the_end(result["runs"], varied, counted), title, LABELS[varied])
         draw_layers(below, at_the_end(result["runs"], varied, counted, "effective_rank"), "", LABELS[varied])
         below.set_title("")
-    axes[0][0].set_ylabel("fraction of independent neurons")
-    axes[1][0].set_ylabel("effective rank / width")
+    for k in range(len(panels), blocks * columns):
+        for panel in axes[2 * (k // columns) : 2 * (k // columns) + 2, k % columns]:
+            panel.set_axis_off()
+    for block in range(blocks):
+        axes[2 * block][0].set_ylabel("fraction of independent neurons")
+        axes[2 * block + 1][0].set_ylabel("effective rank / width")
     return figure
 
 
@@ -114,9 +125,10 @@ def fig6_drop(*results):
                 if line["step"] in drops:
                     columns = line["groups"]
                     fractions.setdefault(line["step"], []).append(np.divide(columns["independent"], columns["width"]))
-        draw_layers(
-            row[2], {s: np.array(f) for s, f in sorted(fractions.items())}, "independent neurons", "drop at step"
-        )
+        fractions = {step: np.array(rows) for step, rows in sorted(fractions.items())}
+        draw_layers(row[2], fractions, "before the drop", "drop at step")
+        row[2].set_ylabel("fraction of independent neurons")
+        row[1].set_title("band: s.d. of seeds" if len(whole) > 1 else "", loc="left")
     return figure
 
 

@@ -67,7 +67,7 @@ def draw_durations(axes, groups, name, kind, words=None):
     """Final value against the share of the run before the decay: medians, 10 to 90 % of the seeds."""
     color, line, marker = KINDS[kind]
     rows = np.array([quantiles(group, name) for group in groups]).T
-    shares = np.array([group["decay"] for group in groups]) + 0.008 * (list(KINDS).index(kind) - 1)
+    shares = np.array([group["decay"] for group in groups]) + 0.004 * (list(KINDS).index(kind) - 2)
     axes.errorbar(shares, rows[1], abs(rows[[0, 2]] - rows[1]), color=color, ls=line, marker=marker, ms=5, lw=1.3,
                   capsize=3, label=words or kind)  # fmt: skip
     axes.set(xlabel="large step until (share of the run)")

@@ -132,9 +132,11 @@ def fig5_teacher_student(diagonal):
     figure, axes = plt.subplots(1, 4, figsize=(14, 3.5))
     colors, noises, true = shades(len(r["label_noises"])), r["label_noises"], np.array(r["true"])
     for name, panel in (("train", axes[0]), ("test", axes[1])):
-        for color, noise, mean, std in zip(colors, noises, r[name], r[f"{name}_std"], strict=True):
+        rows = zip(colors, MARKERS, noises, r[name], r[f"{name}_std"], strict=False)
+        for color, mark, noise, mean, std in rows:
             mean, error = np.array(mean), 2 * np.array(std) / np.sqrt(s["replicas"])
-            panel.plot(r["steps"], mean, color=color, lw=1.2, label=f"{noise:g}")
+            style = {"color": color, "marker": mark, "markevery": len(mean) // 6 + 1, "ms": 4, "mfc": "w"}
+            panel.plot(r["steps"], mean, lw=1.2, label=f"{noise:g}", **style)
             panel.fill_between(r["steps"], mean - error, mean + error, color=color, alpha=0.3, lw=0)
         panel.axvline(s["drop_step"], color="k", ls="--", lw=0.8)
         panel.set(xlabel="steps", title=f"{name} loss (band: 2 s.e.)", xticks=np.linspace(0, s["steps"], 4))
@@ -167,9 +169,11 @@ def fig5_minibatch(minibatch):
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.5))
     colors = shades(len(r["batch_sizes"]))[::-1]
     for name, panel in (("train", axes[0]), ("test", axes[1])):
-        for color, size, mean, std in zip(colors, r["batch_sizes"], r[name], r[f"{name}_std"], strict=True):
+        rows = zip(colors, MARKERS, r["batch_sizes"], r[name], r[f"{name}_std"], strict=False)
+        for color, mark, size, mean, std in rows:
             mean, std = np.array(mean), np.array(std)
-            panel.plot(r["steps"], mean, color=color, lw=1.2, label=f"{size}")
+            style = {"color": color, "marker": mark, "markevery": len(mean) // 6 + 1, "ms": 4, "mfc": "w"}
+            panel.plot(r["steps"], mean, lw=1.2, label=f"{size}", **style)
             panel.fill_between(r["steps"], mean - std, mean + std, color=color, alpha=0.3, lw=0)
         for step in s["drop_steps"]:
             panel.axvline(step, color="k", ls="--", lw=0.8)

@@ -1457,6 +1457,36 @@ def test_results_are_replaced_whole_or_not_at_all(tmp_path, capsys):
     assert "no such noise" in capsys.readouterr().err
 
 
+def test_any_setting_can_be_changed_and_a_replaced_result_is_kept(tmp_path, capsys):
+    seen = []
+
+    def a(mu: float = 1.5, sizes: tuple = (1, 2), name: str = "x", steps: int = 3, k=None, seed=0, device="cpu"):
+        seen.append((mu, sizes, name, steps, k))
+        return {"found": mu}
+
+    def run(*words):
+        core.run_script("doc", {"a": a, "b": lambda seed=0, device="cpu": {}}, {}, [*words, "--out", str(tmp_path)])
+
+    run("a")
+    run("a", "--set", "mu=2", "sizes=4", "name=yes", "k=0.5")
+    run("a", "--set", "sizes=(4, 5)", "mu=2", "name=3d", "k=mean")
+    assert seen[1:] == [(2, (4,), "yes", 3, 0.5), (2, (4, 5), "3d", 3, "mean")]
+    kept = [json.loads(path.read_text()) for path in sorted((tmp_path / "replaced").glob("a_*.json"))]
+    assert [old["found"] for old in kept] == [1.5, 2] and "kept as" in capsys.readouterr().out
+    before = sorted(tmp_path.rglob("*.json"))
+    run("a", "--set", "sizes=(4, 5)", "mu=2", "name=3d", "k=mean")  # the same again: nothing to keep
+    assert sorted(tmp_path.rglob("*.json")) == before
+    for words, why in {
+        ("a", "--set", "nu=2"): "no setting nu; there are mu, sizes, name, steps, k",
+        ("a", "--set", "mu=much"): "expected a value like 1.5",
+        ("a", "--set", "steps=2.5"): "expected a value like 3",
+        ("b", "--set", "mu=2"): "no setting mu",
+    }.items():
+        with pytest.raises(SystemExit) as stop:
+            run(*words)
+        assert stop.value.code == 2 and why in capsys.readouterr().err
+
+
 BAD_RESULTS = {
     "{": "Expecting property name",
     "[1, 2]": "no",
