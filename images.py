@@ -126,16 +126,17 @@ def _download(name: str, root: Path) -> dict[str, np.ndarray]:
     import torchvision.datasets
 
     kind, files, folder = _DOWNLOADS[name]
-    arrays = {}
+    kind, arrays = getattr(torchvision.datasets, kind), {}
+    address = getattr(kind, "url", None) or (kind.mirrors if hasattr(kind, "mirrors") else kind.split_list["train"])[0]
     try:
         for split in ("train", "test"):
-            part = getattr(torchvision.datasets, kind)(root, train=split == "train", download=True)
+            part = kind(root, train=split == "train", download=True)
             arrays[f"{split}_images"] = np.asarray(part.data)
             arrays[f"{split}_labels"] = np.asarray(part.targets)
     except (OSError, RuntimeError, EOFError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise OSError(
-            f"cannot download {name} ({reason}); fetch {files} on another machine "
+            f"cannot download {name} ({reason}); fetch {files} on another machine ({address}) "
             f"and put it into {root / folder}, or write {root / name}.npz"
         ) from None
     return arrays

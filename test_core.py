@@ -953,6 +953,9 @@ def test_what_stops_a_run_is_one_line_and_keeps_the_state(images, tmp_path, monk
     with pytest.raises(OSError, match=r"No space left.*previous state is untouched"):
         training.save_atomically(checkpoint, {})
     assert checkpoint.read_bytes() == good and not list((tmp_path / run.name).glob(".*.pt.*"))
+    (tmp_path / run.name / "settings.json").write_text('{"model": "vgg')
+    with pytest.raises(ValueError, match=r"settings\.json is damaged .*move .* away"):
+        train_here(run, images, tmp_path)
     with pytest.raises(ValueError, match="larger than"):
         train_here(dataclasses.replace(TINY, batch_size=8192), images, tmp_path)
     for shape in ((3, 72, 72), (4, 32, 32)):

@@ -331,7 +331,10 @@ def train(
     settings_file, log_file, checkpoint_file = (folder / f for f in ("settings.json", "log.jsonl", "checkpoint.pt"))
     if settings_file.exists():
         defaults = {field.name: field.default for field in dataclasses.fields(Run)}
-        old = json.loads(json.dumps(defaults)) | json.loads(settings_file.read_text())
+        try:
+            old = json.loads(json.dumps(defaults)) | json.loads(settings_file.read_text())
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{settings_file} is damaged ({error}); move {folder} away") from None
         changed = [key for key in settings.keys() | old.keys() if settings.get(key) != old.get(key)]
         if changed:
             raise ValueError(f"{folder} was run with another {', '.join(sorted(changed))}; move it away or change back")
