@@ -220,7 +220,7 @@ def form_team(runs: int, device: torch.device) -> Team:
     rank, ranks = join_processes(device)
     if ranks == 1:
         return Team()
-    teams = min(ranks, runs)
+    teams = max(1, min(ranks, runs))
     members = [[r for r in range(ranks) if r * teams // ranks == team] for team in range(teams)]
     groups = [dist.new_group(ranks_of_team) for ranks_of_team in members]  # everyone must make every group
     index = rank * teams // ranks
@@ -263,7 +263,7 @@ def load_state(path: Path, device: torch.device) -> dict:
     except FileNotFoundError:
         raise ValueError(f"{path} is not there") from None
     except Exception as error:
-        why = "it holds more than tensors" if isinstance(error, pickle.UnpicklingError) else type(error).__name__
+        why = "it holds other things than tensors" if isinstance(error, pickle.UnpicklingError) else type(error).__name__
         raise ValueError(f"{path} can't be read as a file of tensors ({why}); if it is damaged, delete it") from None
 
 
@@ -466,7 +466,7 @@ def collapse_columns(report: list[dict]) -> dict[str, list]:
 def check_teams(batch_sizes: set[int], runs: int) -> None:
     """Raises ValueError where the ranks that torchrun has started make teams that can't share such a batch."""
     ranks = int(os.environ.get("WORLD_SIZE", 1))
-    teams = min(ranks, runs)
+    teams = max(1, min(ranks, runs))
     for batch_size in batch_sizes:
         for size in {ranks // teams, -(-ranks // teams)}:
             if batch_size % size:
