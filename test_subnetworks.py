@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import vgg
 
+import claims
 import core
 import exponents
 import extraction
@@ -422,7 +423,7 @@ def test_measure_reads_checkpoints_of_other_programs(tmp_path, monkeypatch):
     found = subnetworks.measure("own_network:net", "mine.pt", "4")
     assert found["report"][0]["vanishing"] == 5
     torch.save(net, "whole.pt")
-    with pytest.raises(ValueError, match=r"whole\.pt can't be read .*it holds other things than tensors"):
+    with pytest.raises(ValueError, match=r"whole\.pt can't be read .*it holds other things"):
         subnetworks.measure("own_network:net", "whole.pt", "4")
 
 
@@ -493,6 +494,29 @@ def test_without_noise_every_step_takes_the_whole_training_set(tmp_path, monkeyp
     assert rows[3]["exponent"][0] == pytest.approx(found.mean().item(), abs=2e-3)
     monkeypatch.setattr(exponents, "collapse_exponent", None)
     assert exponents.causes(**settings)["rows"] == rows
+
+
+def test_claims_about_the_causes_can_fail():
+    def judged(noisy, calm, kept=-0.25, spread=0.01, noise=0.0):
+        rows = []
+        for decay in (0.0, 5e-4):
+            for size, mean, count in ((32, noisy, 4), (50_000, calm, 1)):
+                pull = kept if decay else 0.0
+                row = {"batch_size": size, "weight_decay": decay, "decay": [-0.25 if decay else 0.0] * count}
+                row["exponent"] = [mean + pull + spread * (k % 2 - 0.5) * (1 if decay else 2) for k in range(count)]
+                row["noise"] = [0.2 if size == 32 else noise] * count
+                row["curvature"] = [
+                    e - n - d for e, n, d in zip(row["exponent"], row["noise"], row["decay"], strict=True)
+                ]
+                rows.append(row)
+        result = {"rows": rows, "run": {"learning_rate": 0.05, "momentum": 0.9}, "quick": False}
+        return [row["holds"] for row in claims.judge({"beyond_causes": result}, ["beyond_causes"])]
+
+    assert judged(-0.1, 0.2) == [True, True, True]
+    assert judged(0.2, -0.1) == [False, True, True]
+    assert judged(-0.1, 0.2, kept=0.1) == [True, False, True]
+    assert judged(-0.1, 0.2, spread=1.0)[:2] == ["not resolved", "not resolved"]
+    assert judged(-0.1, 0.2, noise=0.1)[2] is False
 
 
 def test_nearest_pairs_against_a_search():

@@ -263,7 +263,7 @@ def load_state(path: Path, device: torch.device) -> dict:
     except FileNotFoundError:
         raise ValueError(f"{path} is not there") from None
     except Exception as error:
-        why = "it holds other things than tensors" if isinstance(error, pickle.UnpicklingError) else type(error).__name__
+        why = "it holds other things" if isinstance(error, pickle.UnpicklingError) else type(error).__name__
         raise ValueError(f"{path} can't be read as a file of tensors ({why}); if it is damaged, delete it") from None
 
 
