@@ -246,7 +246,7 @@ def standard_error(values):
 
 
 def causes_noise(beyond_causes):
-    """Noise attracts: without it (the full batch) the exponents are higher, as in one dimension.
+    """Noise attracts: without it (the full batch) the exponents are higher.
 
     Their mean over pairs falls from the full batch to the run's own, by over 2 s.e., weight decay as it is.
     """
