@@ -65,11 +65,18 @@ def quartic_threshold(quartic):
     return f"falling to {limit:.3f}", numbers(levels, 3), f"{error:.3f}", holds
 
 
+def need(result, **settings):
+    """Raises ValueError if a result has other settings than the published curve that it would be held against."""
+    if any(result["settings"][name] != value for name, value in settings.items()):
+        raise ValueError(f"no published curve but for {settings}")
+
+
 def quartic_published(quartic):
     """The published curves cross one half at these noise levels.
 
     Ours differ by less than 0.03.
     """
+    need(quartic, mu=1.5, euler_step=0.0025, checkpoints=[10_000, 20_000, 40_000, 80_000], threshold=1e-15)
     paper = [2.353, 2.056, 1.889, 1.803]
     levels, error = half_levels(quartic)
     return numbers(paper, 3), numbers(levels, 3), f"{error:.3f}", abs(levels - paper).max() < 0.03
@@ -147,6 +154,8 @@ def pair_published(pair):
 
     Ours, on the same random numbers, differ by less than 0.1.
     """
+    need(pair, learning_rates=[0.1, 0.2, 0.3, 0.4, 0.5], label_noises=[0, 0.1, 0.2, 0.4, 0.8], momentum=0.9)
+    need(pair, replicas=8, points=8, a=[1.0, 0.6], b=[-0.6, -0.4])
     paper = [-4.14, -6.86, -7.63]
     rows = np.array(pair["distances"])[[0, 1, 7], :, pair["times"].index(5000)]
     ours = np.log10(np.median(rows, 1))
@@ -208,6 +217,7 @@ def student_published(diagonal):
 
     Ours differ by less than 0.0005.
     """
+    need(diagonal, label_noises=[0, 5, 10, 15, 20], learning_rate=3)
     paper = [0.46014, 0.46426, 0.47480, 0.48698, 0.49573]
     steps, drop = np.array(diagonal["steps"]), diagonal["settings"]["drop_step"]
     train = np.array(diagonal["train"])[:, (steps > 0.9 * drop) & (steps <= drop)].mean(1)

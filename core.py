@@ -240,7 +240,9 @@ def save_result(path: Path, name: str, args, settings: dict, device, seconds: fl
         print(f"{path} was made otherwise: kept as {kept} (--out FOLDER keeps runs of your own apart)", flush=True)
     write_json(path, result | measured)
     way = "--quick " * args.quick + f"--out {args.out} " * (args.out != Path("results"))
-    hint = "" if path.stem.startswith("benchmark_") else f"; draw it: python figures.py {way}".rstrip()
+    hint = (
+        "" if path.stem.startswith(("benchmark_", "beyond_measure")) else f"; draw it: python figures.py {way}".rstrip()
+    )
     print(f"{name}: {seconds:.1f} s, {path}{hint}", flush=True)
 
 

@@ -1533,6 +1533,18 @@ def test_the_readme_shows_the_committed_claims_which_follow_from_the_committed_r
     assert claims.markdown(table) in readme and totals in " ".join(readme.split())
 
 
+def test_published_curves_judge_no_other_settings():
+    names = ("quartic", "pair", "diagonal")
+    results = {name: json.loads((HERE / "results" / f"{name}.json").read_text()) for name in names}
+    shown = ["fig1_quartic", "fig3_pair", "fig5_teacher_student"]
+    published = [row["holds"] for row in claims.judge(results, shown) if row["id"].endswith("-published")]
+    assert published == [True] * 3
+    for name, change in {"quartic": {"mu": 2.0}, "pair": {"momentum": 0.5}, "diagonal": {"learning_rate": 2.0}}.items():
+        results[name]["settings"] |= change
+    published = [row["holds"] for row in claims.judge(results, shown) if row["id"].endswith("-published")]
+    assert published == ["not resolved"] * 3
+
+
 def test_claims_can_fail():
     """Each claim about Stochastic Collapse turns false when its measurement is spoilt."""
     names = ("quartic", "neuron", "pair", "diagonal", "minibatch")  # the deep claims have a test of their own
