@@ -1,5 +1,9 @@
-"""Data sets: downloaded, from an npz or a folder of images, or generated. Import load_dataset from core."""
+"""Data sets: downloaded, from an npz or a folder of images, or generated; and their batches, made on the device.
 
+Import load_dataset from core.
+"""
+
+import copy
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -7,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class Dataset(NamedTuple):
@@ -160,3 +165,88 @@ def synthetic_dataset(training: int = 4096, test: int = 1024, classes: int = 10,
     images = 128 + 25 * images + 50 * torch.randn(images.shape, generator=generator)
     images = images.round().clamp(0, 255).to(torch.uint8).contiguous()
     return Dataset(images[:training], labels[:training], images[training:], labels[training:], "generated")
+
+
+# ======================================================================================
+# data on the device
+# ======================================================================================
+
+STATISTICS = {  # the paper's channel means and standard deviations
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+}
+
+
+class Images:
+    """A data set resident on the device as uint8, channels last, padded by 4: batches are one gather.
+
+    Grey images get three equal channels, images smaller than 32 x 32 a black frame. `size`: 32, or
+    the longer side of larger images, up to 64 (Tiny ImageNet; VGG-16 of core needs 32).
+    """
+
+    def __init__(self, dataset, name: str, device: torch.device):
+        self.size = size = max(32, *dataset.train_images.shape[2:])
+
+        def framed(images, margin):
+            height, width = images.shape[2:]
+            if images.shape[1] not in (1, 3) or size > 64:
+                raise ValueError(
+                    f"{name}: images must be grey or RGB and at most 64 x 64, not {tuple(images.shape[1:])}"
+                )
+            images = images.expand(-1, 3, -1, -1)
+            top, left = margin + (size - height) // 2, margin + (size - width) // 2
+            full = size + 2 * margin
+            images = F.pad(images, (left, full - width - left, top, full - height - top))
+            return images.permute(0, 2, 3, 1).contiguous().to(device)
+
+        self.train, self.test = framed(dataset.train_images, 4), framed(dataset.test_images, 0)
+        self.train_labels, self.test_labels = dataset.train_labels.to(device), dataset.test_labels.to(device)
+        self.classes = dataset.num_classes
+        if name in STATISTICS:
+            mean, std = (torch.tensor(values) * 255 for values in STATISTICS[name])
+        else:
+            inner = self.plain_train(len(self.train)).float().cpu()
+            mean, std = inner.mean((0, 1, 2)), inner.std((0, 1, 2)).clamp_min(1.0)
+        self.mean, self.std = mean.to(device), std.to(device)
+
+    def normalized(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, size, size, 3] -> float [B, 3, size, size], channels last in memory."""
+        return ((pixels - self.mean) / self.std).permute(0, 3, 1, 2)
+
+    def prepared(self, normalize: bool) -> "Images":
+        """Itself, or without normalisation the same images for which `normalized` yields [0, 1]."""
+        other = copy.copy(self)
+        if not normalize:
+            other.mean, other.std = torch.zeros_like(self.mean), torch.full_like(self.std, 255.0)
+        return other
+
+    def plain_train(self, count: int) -> Tensor:
+        """uint8 [count, size, size, 3]: the first training images, without their margin."""
+        return self.train[:count, 4 : 4 + self.size, 4 : 4 + self.size]
+
+    def epoch(self, run, epoch: int) -> tuple[Tensor, Tensor]:
+        """All that is random in an epoch of a `training.Run`: crops and labels.
+
+        Where each example's crop starts (and its direction), and its label:
+        [steps * batch, 2] of first pixel (flat index) and column step (1, or -1 for a flipped image),
+        and [steps * batch] labels, in the order of the examples.
+        """
+        generator = torch.Generator().manual_seed(run.seed * 1_000_003 + epoch)
+        count = len(self.train) // run.batch_size * run.batch_size
+        order = torch.randperm(len(self.train), generator=generator)[:count]
+        shift = torch.randint(9, (2, count), generator=generator) if run.augment else torch.full((2, count), 4)
+        flip = (torch.rand(count, generator=generator) < 0.5) & run.augment
+        wrong = torch.rand(count, generator=generator) < run.label_noise
+        other = torch.randint(1, self.classes, (count,), generator=generator)
+        device, side = self.train.device, self.size + 8
+        direction = torch.where(flip, -1, 1)
+        first = order * side**2 + shift[0] * side + shift[1] + torch.where(flip, self.size - 1, 0)
+        labels = self.train_labels[order.to(device)]
+        labels = torch.where(wrong.to(device), (labels + other.to(device)) % self.classes, labels)
+        return torch.stack([first, direction], 1).to(device), labels
+
+    def batch(self, crops: Tensor) -> Tensor:
+        """uint8 [B, size, size, 3] for crops [B, 2] of `epoch`."""
+        grid, side = torch.arange(self.size, device=crops.device), self.size + 8
+        pixels = crops[:, :1, None] + side * grid[None, :, None] + crops[:, 1:, None] * grid[None, None, :]
+        return self.train.view(-1, 3).index_select(0, pixels.flatten()).view(-1, self.size, self.size, 3)
