@@ -13,7 +13,7 @@ import claims_beyond
 import claims_chaos
 import claims_deep
 import claims_sparse
-from claims_deep import numbers
+from criteria import need, numbers
 
 # ======================================================================================
 # Stochastic Collapse
@@ -61,14 +61,8 @@ def quartic_threshold(quartic):
     """
     levels, error = half_levels(quartic)
     limit = np.sqrt(2 * quartic["settings"]["mu"])
-    holds = (np.diff(levels) < 0).all() and (levels > limit).all()
+    holds = np.diff(levels).max() < 0 and (levels > limit).all()  # max: refuses a single level
     return f"falling to {limit:.3f}", numbers(levels, 3), f"{error:.3f}", holds
-
-
-def need(result, **settings):
-    """Raises ValueError if a result has other settings than the published curve that it would be held against."""
-    if any(result["settings"][name] != value for name, value in settings.items()):
-        raise ValueError(f"no published curve but for {settings}")
 
 
 def quartic_published(quartic):
@@ -87,9 +81,11 @@ def neuron_threshold(neuron):
 
     The measured growth of log|w| changes sign within 3 % of it (Euler steps of 0.01 alone shift it by 1.6 %).
     """
-    z, rate, error = (np.array(neuron[key]) for key in ("rate_noises", "rate", "rate_error"))
+    z, rate, error = (np.array(neuron[key], float) for key in ("rate_noises", "rate", "rate_error"))
     limit = neuron["threshold"]
-    near = abs(z - limit) < 0.2
+    near = (abs(z - limit) < 0.2) & np.isfinite(rate)
+    if near.sum() < 3:
+        return f"{limit:.4f}", "", f"{near.sum()} rates", "not resolved"
     slope, offset = np.polyfit(z[near], rate[near], 1)
     zero = -offset / slope
     return f"{limit:.4f}", f"{zero:.4f}", f"{error[near].max() / abs(slope):.4f}", abs(zero / limit - 1) < 0.03
@@ -113,9 +109,11 @@ def neuron_rate(neuron):
     Within 5 % at 20 or more noise levels above the threshold.
     """
     above = np.array(neuron["rate_noises"]) > neuron["threshold"]
-    ratio = (np.array(neuron["rate"]) / np.array(neuron["rate_theory_chain"]))[above]
+    ratio = (np.array(neuron["rate"], float) / np.array(neuron["rate_theory_chain"]))[above]
+    if np.isfinite(ratio).sum() < 20:
+        return ">= 20 levels", "", f"{np.isfinite(ratio).sum()} rates", "not resolved"
     close = abs(ratio - 1) < 0.05
-    return ">= 20 levels", f"{close.sum()} of {close.size}", f"worst {abs(ratio - 1).max():.1%}", close.sum() >= 20
+    return ">= 20 levels", f"{close.sum()} of {close.size}", f"worst {np.nanmax(abs(ratio - 1)):.1%}", close.sum() >= 20
 
 
 def resolved_pairs(pair):
@@ -145,7 +143,8 @@ def pair_noise(pair):
     n = len(pair["settings"]["learning_rates"])
     rate = np.where(resolved_pairs(pair), -np.array(pair["rate"], float), np.nan) * 1000 / np.log(10)
     sweeps = [sweep[np.isfinite(sweep)] for sweep in (rate[:n], rate[n:])]
-    holds = all(len(sweep) > 2 and (np.diff(sweep) > 0).all() for sweep in sweeps)
+    holds = all((np.diff(sweep) > 0).all() for sweep in sweeps)
+    holds = holds if min(map(len, sweeps)) > 2 else "not resolved"
     return "rising; rising", "; ".join(numbers(sweep, 2) for sweep in sweeps), "< 2.5 %", holds
 
 
@@ -155,9 +154,9 @@ def pair_published(pair):
     Ours, on the same random numbers, differ by less than 0.1.
     """
     need(pair, learning_rates=[0.1, 0.2, 0.3, 0.4, 0.5], label_noises=[0, 0.1, 0.2, 0.4, 0.8], momentum=0.9)
-    need(pair, replicas=8, points=8, a=[1.0, 0.6], b=[-0.6, -0.4])
+    need(pair, replicas=8, points=8, a=[1.0, 0.6], b=[-0.6, -0.4], seed=0)
     paper = [-4.14, -6.86, -7.63]
-    rows = np.array(pair["distances"])[[0, 1, 7], :, pair["times"].index(5000)]
+    rows = np.array(pair["distances"], float)[[0, 1, 7], :, pair["times"].index(5000)]
     ours = np.log10(np.median(rows, 1))
     return numbers(paper, 2), numbers(ours, 2), "", abs(ours - paper).max() < 0.1
 
@@ -208,7 +207,7 @@ def student_test(diagonal):
     best = np.where(steps > drop, test, np.inf).argmin(1)
     rows = np.arange(len(test))
     after, error = test[rows, best], std[rows, best] / np.sqrt(diagonal["settings"]["replicas"])
-    holds = (-np.diff(after) > 2 * np.hypot(error[1:], error[:-1])).all() and (after[1:] < before[1:]).all()
+    holds = (-np.diff(after) - 2 * np.hypot(error[1:], error[:-1])).min() > 0 and (after[1:] < before[1:]).all()
     return "falling", f"{numbers(before, 2)} -> {numbers(after, 2)}", f"{error.max():.2f}", holds
 
 
@@ -217,7 +216,7 @@ def student_published(diagonal):
 
     Ours differ by less than 0.0005.
     """
-    need(diagonal, label_noises=[0, 5, 10, 15, 20], learning_rate=3)
+    need(diagonal, label_noises=[0, 5, 10, 15, 20], learning_rate=3, drop_step=50_000)
     paper = [0.46014, 0.46426, 0.47480, 0.48698, 0.49573]
     steps, drop = np.array(diagonal["steps"]), diagonal["settings"]["drop_step"]
     train = np.array(diagonal["train"])[:, (steps > 0.9 * drop) & (steps <= drop)].mean(1)
@@ -230,7 +229,7 @@ def minibatch_size(minibatch):
     Test loss at the end rises with the batch size, by over 2 std of the seeds each.
     """
     last, std = np.array(minibatch["test"])[:, -1], np.array(minibatch["test_std"])[:, -1]
-    holds = (np.diff(last) > 2 * np.hypot(std[1:], std[:-1])).all()
+    holds = (np.diff(last) - 2 * np.hypot(std[1:], std[:-1])).min() > 0
     return "rising", numbers(last, 2), f"std {std.max():.2f}", holds
 
 
@@ -277,7 +276,7 @@ def judge(results, figures):
             if all(needs):
                 try:
                     outcome = claim(*needs)
-                except (ValueError, LookupError):  # a setting that the published numbers do not speak of
+                except (ValueError, LookupError, TypeError):  # settings that the claim doesn't speak of
                     outcome = "", "", "", "not resolved"
                 if any(result["quick"] for result in needs):
                     outcome = *outcome[:3], "quick"

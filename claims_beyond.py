@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from criteria import falls, resolved, standard_error
+
 
 def column(rows, *keys):
     """One number of every row, by its path of keys."""
@@ -55,16 +57,7 @@ def extraction_rate(beyond_extract):
     rows = [row for row in beyond_extract["networks"] if row["redundant"] == 0.6]
     kept = column(rows, "after", "parameters") / column(rows, "before", "parameters")
     rates = column(rows, "learning_rate")
-    if len(set(rates)) < 2:
-        return "falling", "", f"{len(rows)} runs", "not resolved"
-    means = [kept[rates == rate].mean() for rate in sorted(set(rates))]
-    low, high = kept[rates == rates.min()], kept[rates == rates.max()]
-    text = ", ".join(f"{mean:.3f}" for mean in means)
-    if min(len(low), len(high)) < 2:
-        return "falling", text, "1 seed", "not resolved"
-    error = np.hypot(low.std(ddof=1) / len(low) ** 0.5, high.std(ddof=1) / len(high) ** 0.5)
-    fall = low.mean() - high.mean()
-    return "falling", text, f"{error:.4f}", "not resolved" if abs(fall) < 2 * error else fall > 0
+    return falls([kept[rates == rate] for rate in sorted(set(rates))])
 
 
 def exponent_closed(beyond_exponent):
@@ -146,7 +139,7 @@ def area(score, merged, weights):
     return (good @ below) / (good.sum() * bad.sum()) if good.sum() * bad.sum() else np.nan
 
 
-def areas(result, draws=1000):
+def areas(result):
     """{predictor: (area, 2.5 %, 97.5 %)}, pooled over runs; the bootstrap draws neurons, a pair counts as both."""
     draw, parts = np.random.default_rng(0), []
     for run in result["runs"]:
@@ -157,7 +150,7 @@ def areas(result, draws=1000):
         parts.append((scores, merged, places.reshape(index.shape), len(names)))
     samples = {key: [] for key in parts[0][0]}
     merged = np.concatenate([part[1] for part in parts])
-    for k in range(draws + 1):
+    for k in range(1 + 1000):
         weights = []
         for _, _, places, count in parts:
             times = np.ones(count) if k == 0 else np.bincount(draw.integers(count, size=count), minlength=count)
@@ -194,8 +187,7 @@ def exponent_sign(beyond_exponent):
     share = [merged[side].mean() for side in (attracted, ~attracted)]
     all_shares = merged.mean() * (1 - merged.mean())
     error = np.sqrt(all_shares / attracted.sum() + all_shares / (~attracted).sum())
-    gap = share[0] - share[1]
-    return "more", text, f"{error:.3f}", "not resolved" if abs(gap) < 2 * error else bool(gap > 0)
+    return "more", text, f"{error:.3f}", resolved(share[0] - share[1], error)
 
 
 def exponent_naive(beyond_exponent):
@@ -240,20 +232,17 @@ def cause(result, size, decay):
     return next(r for r in result["rows"] if (r["batch_size"], r["weight_decay"]) == (sizes[size], decays[decay]))
 
 
-def standard_error(values):
-    """Of the mean over replicas; the full batch has one, and no error."""
-    return np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
-
-
 def causes_noise(beyond_causes):
     """Noise attracts: without it (the full batch) the exponents are higher.
 
     Their mean over pairs falls from the full batch to the run's own, by over 2 s.e., weight decay as it is.
     """
     noisy, calm = (cause(beyond_causes, size, -1)["exponent"] for size in (0, -1))
-    gain, error = np.mean(noisy) - np.mean(calm), np.hypot(standard_error(noisy), standard_error(calm))
     text = f"{np.mean(calm):.3f} to {np.mean(noisy):.3f} per 1,000 steps"
-    return "falling", text, f"{error:.3f}", "not resolved" if abs(gain) < 2 * error else bool(gain < 0)
+    if len(noisy) < 2:
+        return "falling", text, "1 replica", "not resolved"
+    error = np.hypot(standard_error(noisy), standard_error(calm) if len(calm) > 1 else 0)  # the full batch has none
+    return "falling", text, f"{error:.3f}", resolved(np.mean(calm) - np.mean(noisy), error)
 
 
 def causes_decay(beyond_causes):
@@ -265,11 +254,11 @@ def causes_decay(beyond_causes):
     run, sizes = beyond_causes["run"], {row["batch_size"] for row in beyond_causes["rows"]}
     pairs = [[cause(beyond_causes, k, decay) for decay in (0, -1)] for k in range(len(sizes))]
     gains = [np.subtract(both["exponent"], free["exponent"]) for free, both in pairs]
-    errors = [standard_error(gain) for gain in gains]
+    errors = [standard_error(gain) if len(gain) > 1 else 0 for gain in gains]  # of a full batch
     expected = -1000 * run["learning_rate"] / (1 - run["momentum"]) * pairs[0][1]["weight_decay"]
     exact = all(abs(np.mean(both["decay"]) / expected - 1) < 0.01 for _, both in pairs)
     holds = bool(exact and max(gain.mean() for gain in gains) < 0)
-    clear = all(abs(gain.mean()) > 2 * error for gain, error in zip(gains, errors, strict=True))
+    clear = len(gains[0]) > 1 and all(abs(gain.mean()) > 2 * e for gain, e in zip(gains, errors, strict=True))
     text = f"{', '.join(f'{gain.mean():.3f}' for gain in gains)} per 1,000 steps"
     return f"{expected:.3f}; falling", text, f"{max(errors):.3f}", holds if clear else "not resolved"
 

@@ -2,9 +2,7 @@
 
 import numpy as np
 
-
-def numbers(values, digits):
-    return ", ".join(f"{value:.{digits}f}" for value in values)
+from criteria import falls, numbers, standard_error
 
 
 def deep_fraction(result, key="independent"):
@@ -24,14 +22,7 @@ def deep_fraction(result, key="independent"):
 
 def fewer_with_more(result, key="independent"):
     """Does the deep fraction fall from the least to the most noise, by over 2 s.e. of the seeds?"""
-    rows = deep_fraction(result, key)
-    text = numbers([row.mean() for row in rows], 3)
-    seeds = min(len(row) for row in rows)
-    if seeds < 2 or len(rows) < 2:
-        return "falling", text, f"{seeds} seed", "not resolved"
-    error = np.hypot(*(row.std(ddof=1) / np.sqrt(len(row)) for row in (rows[0], rows[-1])))
-    fall = rows[0].mean() - rows[-1].mean()
-    return "falling", text, f"{error:.3f}", "not resolved" if abs(fall) < 2 * error else fall > 0
+    return falls(deep_fraction(result, key))
 
 
 def vgg_learning_rate(vgg_lr):
@@ -77,11 +68,12 @@ def resnet_label_noise(resnet_noise):
 def later_is_better(result):
     """After later drops: fewer independent neurons at the drop, higher accuracy at the end, by over 2 s.e.?"""
     accuracy, fraction = {}, {}
+    at_drop = {(run["run"]["seed"], line["step"]): line["groups"] for run in result["runs"] for line in run["log"]}
     for branch in result["branches"]:
         if branch["log"] and branch["diverged_at"] is None:
             step, seed = int(branch["run"]["start"].split("_")[-1].removesuffix(".pt")), branch["run"]["seed"]
             accuracy.setdefault(step, {})[seed] = branch["log"][-1]["test_accuracy"]
-            columns = branch["log"][0]["groups"]
+            columns = at_drop[seed, step]
             fraction.setdefault(step, {})[seed] = sum(columns["independent"]) / sum(columns["width"])
     steps = sorted(accuracy)
     whole = sorted(seed for seed in accuracy[steps[0]] if all(seed in accuracy[s] for s in steps)) if steps else []
@@ -93,7 +85,7 @@ def later_is_better(result):
     if seeds < 2:
         return "falling; rising", text, f"{seeds} seed", "not resolved"
     gains = [np.array(x[steps[-1]]) - x[steps[0]] for x in (accuracy, fraction)]  # seed by seed
-    errors = [gain.std(ddof=1) / np.sqrt(seeds) for gain in gains]
+    errors = [standard_error(gain) for gain in gains]
     resolved = all(abs(gain.mean()) > 2 * error for gain, error in zip(gains, errors, strict=True))
     holds = gains[0].mean() > 0 > gains[1].mean()
     return "falling; rising", text, numbers(errors[::-1], 3), bool(holds) if resolved else "not resolved"

@@ -5,6 +5,7 @@ Differences are taken seed by seed (all schedules of a seed see the same example
 
 import numpy as np
 
+from criteria import need, resolved
 from figures_sparse import chosen, cycle_levels, final
 
 
@@ -19,7 +20,7 @@ def trend(rows):
     """
     rows = np.array(rows, dtype=float)
     rows = rows[:, np.isfinite(rows).all(0)]
-    if rows.shape[1] < 3:
+    if len(rows) < 2 or rows.shape[1] < 3:
         return "not resolved", f"{rows.shape[1]} seeds"
     falls = -np.diff(rows, axis=0)
     error = falls.std(1, ddof=1) / np.sqrt(rows.shape[1])
@@ -28,8 +29,8 @@ def trend(rows):
     return holds, f"{', '.join(f'{one:.1f}' for one in np.clip(score, -99, 99))} s.e., {rows.shape[1]} seeds"
 
 
-def medians(groups, name, digits=3):
-    return ", ".join(f"{median(final(group, name)):.{digits}g}" for group in groups)
+def medians(groups, name):
+    return ", ".join(f"{median(final(group, name)):.3g}" for group in groups)
 
 
 def falling(groups, name, log=False):
@@ -52,12 +53,15 @@ def within(groups, name, published):
 # Diagonal linear networks
 # ======================================================================================
 
+PUBLISHED = {"steps": 100_001, "seed": 0}  # the published runs' random numbers are our seed's
+
 
 def diagonal_reference(sparse_diagonal):
     """Small step, 0.25: the published run, whose random numbers are our first seed's.
 
     Train loss, test loss, rank and l0 equal to the printed digits (1 in the last).
     """
+    need(sparse_diagonal, **PUBLISHED)
     (group,) = chosen(sparse_diagonal["sgd"], "published small")
     ours = [final(group, name)[0] for name in ("train", "test", "rank", "l0")]
     published = [1.42e-6, 3.53e-3, 200, 200]
@@ -70,6 +74,7 @@ def diagonal_published_test(sparse_diagonal):
 
     Each within the range of our surviving seeds.
     """
+    need(sparse_diagonal, **PUBLISHED)
     return within(chosen(sparse_diagonal["sgd"], "published"), "test", (6.59e-4, 2.85e-4, 1.54e-4))
 
 
@@ -78,6 +83,7 @@ def diagonal_published_rank(sparse_diagonal):
 
     Each within the range of our surviving seeds.
     """
+    need(sparse_diagonal, **PUBLISHED)
     return within(chosen(sparse_diagonal["sgd"], "published"), "rank", (109, 68, 58))
 
 
@@ -144,6 +150,7 @@ def diagonal_gd_published(sparse_diagonal):
 
     Equal; test loss within 1 %.
     """
+    need(sparse_diagonal, **PUBLISHED)
     small, *large = sparse_diagonal["gd_b"]
     counts = [int(final(group, "l0")[0]) for group in large]
     test = final(small, "test")[0]
@@ -167,6 +174,7 @@ def diagonal_norm(sparse_diagonal):
 
     Medians of all published large-step runs within 0.5 % of it.
     """
+    need(sparse_diagonal, **PUBLISHED)
     norms = [median(final(group, "norm")) for group in chosen(sparse_diagonal["sgd"], "published")]
     return (
         "2.540",
@@ -213,6 +221,7 @@ def surface_published(sparse_diagonal):
 
     Flow within 1 %, GD within 2 % (chaotic), SGD's test loss (our seed 2 is the published one) below 1e-6.
     """
+    need(sparse_diagonal, **PUBLISHED)
     ends = {name: [float(v[s]) for v in sparse_diagonal["surface"]["final"][name]] for name, s in (
         ("flow", 0), ("gd", 0), ("sgd", sparse_diagonal["surface"]["shown"]))}  # fmt: skip
     gaps = [max(abs(a / b - 1) for a, b in zip(ends[name], paper, strict=True)) for name, paper in (
@@ -246,6 +255,7 @@ def regression_rank(sparse_regression):
 
     Each within the range of our seeds.
     """
+    need(sparse_regression, steps=31_623)
     return within(sparse_regression["groups"][:3], "rank", (85, 19, 16))
 
 
@@ -254,6 +264,7 @@ def regression_sparsity(sparse_regression):
 
     Each within the range of our seeds.
     """
+    need(sparse_regression, steps=31_623)
     return within(sparse_regression["groups"][:3], "sparsity_1", (0.22, 0.064, 0.028))
 
 
@@ -273,13 +284,7 @@ def regression_overdone(sparse_regression):
     """
     stuck = [np.mean(~(final(group, "train") < 0.05)) for group in sparse_regression["groups"][1:3]]
     error = np.sqrt(sum(p * (1 - p) for p in stuck) / len(sparse_regression["groups"][1]["final"]["train"]))
-    gap = stuck[1] - stuck[0]
-    return (
-        "more",
-        f"{stuck[0]:.0%}, {stuck[1]:.0%}",
-        f"{error:.0%}",
-        "not resolved" if abs(gap) < 2 * error else bool(gap > 0),
-    )
+    return "more", f"{stuck[0]:.0%}, {stuck[1]:.0%}", f"{error:.0%}", resolved(stuck[1] - stuck[0], error)
 
 
 def regression_peak(sparse_regression):

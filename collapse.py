@@ -438,7 +438,7 @@ def cluster_order(distances: Tensor, clusters: int) -> Tensor:
     return torch.tensor([neuron for cluster in cut for neuron in cluster])
 
 
-def distance_maps(model: nn.Module, example: Tensor, names: tuple[str, ...], side: int = 48) -> list[dict]:
+def distance_maps(model: nn.Module, example: Tensor, names: tuple[str, ...], side: int = 64) -> list[dict]:
     """Normalised distances between the neurons of the named groups, as the heat maps of figure 3 show them.
 
     A dict per name: `width`, `clusters`, and `incoming` and `outgoing`, each [m, m] to two decimals, with

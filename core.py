@@ -25,6 +25,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -173,9 +174,10 @@ def pick_device(name: str) -> torch.device:
     """The device for --device: auto takes a CUDA GPU if there is one, else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there[name]:
-        raise ValueError(f"--device {name}: torch sees no {'CUDA' if name == 'cuda' else 'Apple'} GPU here; use cpu")
+    if name == "mps":
+        raise ValueError("--device mps: metrics and theory need float64, which Apple GPUs lack; use cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no CUDA GPU here; use cpu")
     if name == "cuda":  # ranks may share a GPU
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     return torch.device(name)
@@ -206,8 +208,6 @@ def close_arguments(parser: argparse.ArgumentParser, argv: list[str] | None, nam
     out = args.out / "quick" if args.quick else args.out
     try:
         device = pick_device(args.device)
-        if device.type == "mps":
-            raise ValueError("--device mps: metrics and theory need float64, which Apple GPUs lack; use --device cpu")
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
@@ -252,12 +252,18 @@ def read_setting(known: dict, text: str) -> tuple[str, object]:
     if name not in known:
         raise ValueError(f"--set {text}: no setting {name}; there are {', '.join(known)}")
     default = known[name]
-    with contextlib.suppress(ValueError, SyntaxError):  # else it is a text
-        value = ast.literal_eval(value)
+
+    def fits(value, like):
+        if isinstance(like, tuple) and like:
+            return isinstance(value, tuple | list) and all(fits(entry, like[0]) for entry in value)
+        return like is None or isinstance(value, int | float if isinstance(like, float) else type(like))
+
+    if not isinstance(default, str):
+        with contextlib.suppress(ValueError, SyntaxError):  # else it is a text
+            value = ast.literal_eval(value)
     if isinstance(default, tuple):
         value = tuple(value) if isinstance(value, tuple | list) else (value,)
-    fits = isinstance(value, int | float) if isinstance(default, float) else isinstance(value, type(default))
-    if default is not None and not fits:
+    if not fits(value, default):
         raise ValueError(f"--set {text}: expected a value like {default!r}")
     return name, value
 
@@ -363,7 +369,8 @@ def plan_runs(paper: Run, plan: dict, given: dict, seeds: int | None, first_seed
         raise ValueError(f"no run to do: --seeds {seeds}")
     for run in runs:
         positive = min(run.learning_rate, run.batch_size, run.steps, run.width, run.eval_every)
-        if positive <= 0 or run.width % 2 or not 0 <= run.label_noise <= 1 or min(run.weight_decay, run.momentum) < 0:
+        pulls = min(run.weight_decay, run.momentum)
+        if not (positive > 0 <= pulls and run.width % 2 == 0 and 0 <= run.label_noise <= 1):
             raise ValueError(
                 f"impossible settings: {run.name}; learning rate, batch size, steps, width (even), eval_every must be "
                 "positive, label noise 0 to 1, weight decay and momentum not negative"
@@ -381,6 +388,19 @@ def with_controls(runs: list[Run]) -> list[Run]:
     controls = [dataclasses.replace(run, weight_decay=0.0) for run in runs]
     controls += [dataclasses.replace(run, weight_decay=strong) for run in runs if run.learning_rate == min(rates)]
     return [run for run in dict.fromkeys(controls) if run not in runs]
+
+
+def maps_of(runs: Iterable[Run], folder: Path, classes: int, names: tuple[str, ...]) -> list[dict]:
+    """`distance_maps` of the runs in `folder`, without those that have diverged."""
+    maps = []
+    for run in runs:
+        weights = folder / run.name / f"weights_{run.steps}.pt"
+        if weights.exists():  # a diverged run has none
+            model = globals()[run.model](classes, run.width)
+            model.load_state_dict(load_state(weights, torch.device("cpu")))
+            groups = distance_maps(model, torch.zeros(1, 3, 32, 32), names)
+            maps.append({"run": dataclasses.asdict(run), "groups": groups})
+    return maps
 
 
 def run_sweeps(document: str, paper: Run, experiments: dict, quick: dict, argv: list[str] | None = None) -> None:
@@ -439,24 +459,18 @@ def run_sweeps(document: str, paper: Run, experiments: dict, quick: dict, argv: 
                 ]
                 branches = sweep(branch_runs, data, folder, device)
             if is_first:
-                maps = []
-                for run in dict.fromkeys((runs[0], dataclasses.replace(runs[-1], seed=args.seed))):
-                    weights = folder / run.name / f"weights_{run.steps}.pt"
-                    if "maps" in plan and weights.exists():  # a diverged run has none
-                        model = globals()[run.model](data.num_classes, run.width)
-                        model.load_state_dict(load_state(weights, torch.device("cpu")))
-                        groups = distance_maps(model, torch.zeros(1, 3, 32, 32), plan["maps"])
-                        maps.append({"run": dataclasses.asdict(run), "groups": groups})
+                ends = dict.fromkeys((runs[0], dataclasses.replace(runs[-1], seed=args.seed)))
                 measured = {
                     "varied": plan["varied"],
                     "data_source": data.source,
                     "runs": records[: len(runs)],
                     "controls": records[len(runs) :],
                     "branches": branches,
-                    "maps": maps,
+                    "maps": maps_of(ends, folder, data.num_classes, plan["maps"]) if "maps" in plan else [],
                 }
-                for record in (record for record in records + branches if record["diverged_at"] is not None):
-                    print(f"{record['name']} diverged at step {record['diverged_at']}", flush=True)
+                for record in records + branches:
+                    if record["diverged_at"] is not None:
+                        print(f"{record['name']} diverged at step {record['diverged_at']}", flush=True)
                 settings = dataclasses.asdict(runs[0])
                 result = f"{script.split('_')[0]}_{name}"
                 save_result(

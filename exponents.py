@@ -149,7 +149,8 @@ def exponent(
             sets[groups[0].name] = index = nearest_pairs(groups[0], pairs)
             paths = torch.stack([normalized_distances(group.vectors()) for group in groups])
             distances.append(paths[[0, -1]][:, index[:, 0], index[:, 1]])
-            merged.append((paths.triu(1) + paths.new_ones(paths.shape[1:]).tril() < 0.1).sum((1, 2)))  # all pairs
+            one, two = torch.triu_indices(*paths.shape[1:], 1, device=paths.device)
+            merged.append((paths[:, one, two] < 0.1).sum(1))  # of all pairs
         found = collapse_exponent(model, sets, step_batches(images, run, early, early + 2 * window), sgd_of(model, run))
         logs, first = found["log_distance"], window // 5
         late = slice(first, window)

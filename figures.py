@@ -4,6 +4,7 @@
   python figures.py fig1_quartic       only this figure
   python figures.py --fresh            run the theory experiments again first (about 90 seconds on 2 cores)
   python figures.py --quick            everything small, into results/quick and figures/quick (half a minute)
+  python figures.py --out mine         what there is in mine, into mine/figures
 
 Needs numpy and matplotlib only, and reads nothing but the results. Writes figures/*.png (and
 *.pdf), prints the claims table and writes it to figures/claims.md and figures/claims.json.
@@ -125,15 +126,16 @@ def main(argv=None):
     parser.add_argument("--fresh", action="store_true", help="run the CPU experiments again first")
     parser.add_argument("--quick", action="store_true", help="small versions, in <out>/quick and <figures>/quick")
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
-    parser.add_argument("--figures", type=Path, default=Path("figures"), help="folder for the figures")
+    parser.add_argument("--figures", type=Path, help="folder for the figures (default: figures, or OUT/figures)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the experiments that are run")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="device of those experiments")
     args = parser.parse_args(argv)
     unknown = [name for name in args.names if name not in FIGURES]
     if unknown:
         parser.error(f"unknown figure {', '.join(unknown)}: choose from {', '.join(FIGURES)}")
-    results_folder = args.out / "quick" if args.quick else args.out
-    figures_folder = args.figures / "quick" if args.quick else args.figures
+    own = args.out != Path("results")
+    figures_folder = args.figures or (args.out / "figures" if own else Path("figures"))
+    results_folder, figures_folder = (path / ("quick" * args.quick) for path in (args.out, figures_folder))
     if not (args.out.is_dir() or args.fresh or args.quick):
         parser.error(f"--out {args.out} is no folder of results; --fresh makes one")
     try:
@@ -142,11 +144,12 @@ def main(argv=None):
         (figures_folder / ".writable").unlink()
     except OSError as error:
         parser.error(f"can't write to {figures_folder}: {error.strerror or error}")
-    chosen = args.names or list(FIGURES)
-    start = time.perf_counter()
+    start, there = time.perf_counter(), {path.stem for path in results_folder.glob("*.json")}
+    whole = args.fresh or args.quick or not own  # else only what is there
+    chosen = args.names or [name for name, (needs, _) in FIGURES.items() if whole or there & set(needs)]
     needed = dict.fromkeys(name for figure in chosen for name in FIGURES[figure][0])
     ours = [name for known in SCRIPTS.values() for name in known if name in needed]
-    missing = [name for name in ours if args.fresh or not (results_folder / f"{name}.json").exists()]
+    missing = [name for name in ours if args.fresh or (name not in there and (whole or args.names))]
     if missing:
         run_experiments(missing, results_folder, args)
     results = {name: load_result(results_folder / f"{name}.json", args.quick) for name in needed}

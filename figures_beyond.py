@@ -3,7 +3,8 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-from claims_beyond import areas, column, fit, later_merged, standard_error
+from claims_beyond import areas, column, fit, later_merged
+from criteria import standard_error
 from figures_theory import MARKERS, shades
 
 PREDICTORS = {  # of who merges: colour, line
@@ -62,8 +63,8 @@ def scatter(axes, result, which, words):
         y = np.concatenate([np.array(run[which][part], float) for run in runs])
         label = f"{name}: r = {np.corrcoef(x, y)[0, 1]:.2f}"
         axes.plot(x, y, MARKERS[k], color=color, ms=2.5, alpha=0.6, label=label, mew=0)
-    low, high = np.nanpercentile(np.concatenate([run[key] for run in runs for key in ("predicted", which)]), [0, 100])
-    line = np.array([low, high])
+    both = np.concatenate([np.array(run[key], float) for run in runs for key in ("predicted", which)])
+    line = np.nanmin(both), np.nanmax(both)
     axes.plot(line, line, "k--", lw=0.8)
     count, correlation, slope = fit(result, which)
     axes.set_title(f"{words}: r = {correlation:.2f}, slope {slope:.2f}, {count:,} pairs", loc="left")
@@ -92,10 +93,7 @@ def draw_roc(axes, result):
     found = areas(result) if merged.any() else {}
     for name, (color, line) in PREDICTORS.items() if merged.any() else ():
         order = np.argsort(-np.concatenate([part[0][name] for part in parts]))
-        hits, misses = (
-            np.cumsum(merged[order]) / max(merged.sum(), 1),
-            np.cumsum(~merged[order]) / max((~merged).sum(), 1),
-        )
+        hits, misses = (np.cumsum(side[order]) / max(side.sum(), 1) for side in (merged, ~merged))
         label = "{}: {:.3f} ({:.3f} to {:.3f})".format(name, *found[name])
         axes.plot(np.r_[0, misses], np.r_[0, hits], color=color, ls=line, lw=1.4, label=label)
     axes.plot([0, 1], [0, 1], color="0.6", lw=0.8, ls=":")
@@ -154,9 +152,10 @@ def beyond_exponent(beyond_exponent):
 
 def beyond_causes(beyond_causes):
     """Exponents of pairs with less noise, down to none, with and without weight decay; and what they are made of."""
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
     rows, settings = beyond_causes["rows"], beyond_causes["settings"]
     sizes, decays = (sorted({row[key] for row in rows}) for key in ("batch_size", "weight_decay"))
+    figure, panels = plt.subplots(1, len(decays), figsize=(5.5 * len(decays), 4), sharey=True, squeeze=False)
+    panels = panels[0]
     marks = {"curvature": (-0.3, "v"), "noise": (-0.22, "^"), "decay": (0.22, "s")}
     for row in rows:
         axes, k = panels[decays.index(row["weight_decay"])], sizes.index(row["batch_size"])

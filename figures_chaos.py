@@ -48,14 +48,14 @@ def curve(result, name, key, smooth=1):
     return first_step(name) + result["bin"] * smooth * (np.arange(len(values)) + 0.5), values
 
 
-def at(result, name, steps, key="accuracy"):
-    """Values [steps, seeds] around the steps: mean of the bin that ends there and the one that starts there.
+def at(result, name, steps):
+    """Accuracies [steps, seeds] around the steps: mean of the bin that ends there and the one that starts there.
 
     Before its first pruned step a run is the SGD run.
     """
-    values, start = np.array(result["runs"]["sgd"][key], dtype=float), first_step(name) // result["bin"]
+    values, start = np.array(result["runs"]["sgd"]["accuracy"], dtype=float), first_step(name) // result["bin"]
     if name != "sgd":
-        values = np.concatenate([values[:start], np.array(result["runs"][name][key], dtype=float)])
+        values = np.concatenate([values[:start], np.array(result["runs"][name]["accuracy"], dtype=float)])
     left = np.clip(np.asarray(steps) // result["bin"] - 1, 0, len(values) - 2)
     return (values[left] + values[left + 1]) / 2
 
@@ -68,9 +68,9 @@ def final(result, name, key="accuracy"):
     return values[-count:].mean(0)
 
 
-def band(axes, steps, values, name, styles=STYLES, label=None):
+def band(axes, steps, values, name, label=None):
     """Mean over seeds as a line, plus and minus one standard deviation as a band."""
-    color, line, _, text = style(name) if styles is STYLES else styles[name]
+    color, line, _, text = style(name)
     mean, spread = values.mean(1), values.std(1, ddof=1) if values.shape[1] > 1 else 0 * values[:, 0]
     axes.plot(steps, mean, color=color, ls=line, lw=1.4, label=label or text)
     axes.fill_between(steps, mean - spread, mean + spread, color=color, alpha=0.18, lw=0)
@@ -130,7 +130,7 @@ def draw_pruning(pruning):
     axes[0].legend(loc="upper left", fontsize=7)
     axes[0].set_title(title(r), loc="left")
     axes[1].set_title("line: mean, band: s.d. over seeds", loc="left")
-    axes[2].set_title("SGD: what pruning would keep", loc="left")
+    axes[2].set_title("what pruning keeps (SGD: would keep)", loc="left")
     return figure
 
 
@@ -177,7 +177,7 @@ def draw_delay(delay):
     middle.legend(loc="lower right", fontsize=7.5)
     middle.xaxis.set_major_locator(plt.MaxNLocator(4))
     right.set(xlabel="step", ylabel=r"kept share of $|g|^2$", ylim=(0, 1))
-    right.set_title("SGD: what pruning would keep", loc="left")
+    right.set_title("what pruning keeps (SGD: would keep)", loc="left")
     right.xaxis.set_major_locator(plt.MaxNLocator(4))
     return figure
 
@@ -231,9 +231,8 @@ def draw_divergence(divergence):
         left.plot(times[window], start * np.exp(early * times[window]), "k:", lw=1, label=f"exp(t {early:.1e})")
         window = times < times[-1] / 9
         middle.plot(times[window][1:], early * times[window][1:], "k:", lw=1, label=f"exponential, t {early:.1e}")
-    for exponent in r["exponents"]:
-        left.plot(times, start * np.exp(exponent * times), color="0.5", lw=0.9, ls=(0, (6, 2)),
-                  label="largest, smallest Lyapunov exponent" if exponent > 0 else None)  # fmt: skip
+    growth = start * np.exp(r["exponents"][1] * times)  # the smallest is rounding
+    left.plot(times, growth, color="0.5", lw=0.9, ls=(0, (6, 2)), label="largest Lyapunov exponent")
     left.set(xlabel="step t", ylabel="distance d to the unperturbed run", yscale="log")
     left.set_ylim(np.min(r["distance"]) / 2, 3 * np.max(r["tangent"]))
     left.set_title("thin: linearised dynamics", loc="left")
@@ -256,7 +255,7 @@ def draw_divergence(divergence):
     right.set(xlabel="step t", ylabel="squared distance d²", yscale="log")
     right.set_ylim(None, right.get_ylim()[1] ** 1.5 / right.get_ylim()[0] ** 0.5)
     right.legend(loc="upper left", fontsize=7.5, title=f"dotted: d² = {start:g}² + a t + b t²", title_fontsize=7.5)
-    right.set_title("fit over the whole run", loc="left")
+    right.set_title("fit over the whole run, of those that part", loc="left")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=7, fontsize=7.5)
     return figure
 
@@ -272,7 +271,7 @@ def draw_subspace(subspace):
         axes[0].plot(share, exponents[i], color=shade, lw=1.3, marker="osD^vP"[i % 6], markevery=0.12, ms=3.5,
                      label=f"{t:,}: {up:,.0f} > 0 > {down:,.0f}")  # fmt: skip
     axes[0].axhline(0, color="0.5", lw=0.8)
-    axes[0].set(xlabel="rank / number of parameters", ylabel="exponent per step", yscale="symlog")
+    axes[0].set(xlabel="rank / number of parameters", ylabel="exponent per step")
     axes[0].set_yscale("symlog", linthresh=1e-6)
     axes[0].legend(loc="upper left", fontsize=7, title="steps: dimensions", title_fontsize=7)
     axes[0].set_title("global Lyapunov exponents", loc="left")

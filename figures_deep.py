@@ -31,8 +31,9 @@ def fig3_distances(*results):
         row[0].set_ylabel(f"{run['model']}, {run['dataset']}, width {run['width']}\n{LABELS[varied]} {run[varied]:g}")
         parts = [(group, part) for group in entry["groups"] for part in ("incoming", "outgoing")]
         for panel, (group, part) in zip(row, parts, strict=True):
-            image = panel.imshow(group[part], vmin=0, vmax=2.5, cmap="magma", extent=(0, group["width"]) * 2)
-            panel.set_title(f"{group['name']}, {part}\n{group['clusters']} of {group['width']} independent", size=8)
+            width, clusters = group["width"], group["clusters"]
+            image = panel.imshow(group[part], vmin=0, vmax=2.5, cmap="magma", extent=(0, width, width, 0))
+            panel.set_title(f"{group['name']}, {part}\n{width} neurons, {clusters} clusters", size=8)
             panel.set(xticks=[0, group["width"]], yticks=[0, group["width"]])
             panel.grid(False)
     for panel in axes[-1]:
@@ -41,15 +42,19 @@ def fig3_distances(*results):
     return figure
 
 
-def draw_layers(axes, fractions, title, legend):
-    for k, (color, (value, rows)) in enumerate(zip(shades(len(fractions)), fractions.items(), strict=True)):
+def draw_layers(axes, fractions, title, legend, values):
+    """A line per value of the varied field, looking the same wherever the same `values` are given."""
+    looks = dict(zip(values, zip(shades(len(values)), MARKERS, strict=False), strict=True))
+    for value, rows in fractions.items():
+        color, marker = looks[value]
         mean, spread = rows.mean(0), rows.std(0)
         layers = np.arange(1, len(mean) + 1)
         label = f"{value:,}" if isinstance(value, int) else f"{value:g}"
-        axes.plot(layers, mean, color=color, marker=MARKERS[k % 6], ms=4, label=label)
+        axes.plot(layers, mean, color=color, marker=marker, ms=4, label=label)
         axes.fill_between(layers, mean - spread, mean + spread, color=color, alpha=0.25, lw=0)
     seeds = min((len(rows) for rows in fractions.values()), default=0)
-    axes.set(title=f"{title} ({seeds} seed{'s' * (seeds != 1)})", xlabel="layer", ylim=(-0.03, 1.05))
+    lowest = min([1, *(rows.min() for rows in fractions.values())])
+    axes.set(title=f"{title} ({seeds} seed{'s' * (seeds != 1)})", xlabel="layer", ylim=(min(0.78, lowest - 0.03), 1.02))
     if fractions:
         axes.legend(title=f"{legend}\n(band: s.d. of seeds)" if seeds > 1 else legend)
 
@@ -68,13 +73,17 @@ def fig4_independent(*results):
     columns = len(panels) if len(panels) < 5 else 3
     blocks = -(-len(panels) // columns)
     figure, axes = plt.subplots(2 * blocks, columns, figsize=(1 + 5 * columns, 6.4 * blocks), squeeze=False)
+    values = {field: set() for field in LABELS}  # of all sweeps of a field
+    for result, *_ in panels:
+        values[result["varied"]] |= {record["run"][result["varied"]] for record in result["runs"]}
     for k, (result, counted, words) in enumerate(panels):
         above, below = axes[2 * (k // columns) : 2 * (k // columns) + 2, k % columns]
         run, varied = result["runs"][0]["run"], result["varied"]
         title = f"{run['model']}, {run['dataset']}, width {run['width']}, {run['steps']:,} steps"
         title += f"\n{words}" if words else ""
-        draw_layers(above, at_the_end(result["runs"], varied, counted), title, LABELS[varied])
-        draw_layers(below, at_the_end(result["runs"], varied, counted, "effective_rank"), "", LABELS[varied])
+        about = LABELS[varied], sorted(values[varied])
+        draw_layers(above, at_the_end(result["runs"], varied, counted), title, *about)
+        draw_layers(below, at_the_end(result["runs"], varied, counted, "effective_rank"), "", *about)
         below.set_title("")
     for k in range(len(panels), blocks * columns):
         for panel in axes[2 * (k // columns) : 2 * (k // columns) + 2, k % columns]:
@@ -126,7 +135,7 @@ def fig6_drop(*results):
                     columns = line["groups"]
                     fractions.setdefault(line["step"], []).append(np.divide(columns["independent"], columns["width"]))
         fractions = {step: np.array(rows) for step, rows in sorted(fractions.items())}
-        draw_layers(row[2], fractions, "before the drop", "drop at step")
+        draw_layers(row[2], fractions, "before the drop", "drop at step", list(fractions))
         row[2].set_ylabel("fraction of independent neurons")
         row[1].set_title("band: s.d. of seeds" if len(whole) > 1 else "", loc="left")
     return figure

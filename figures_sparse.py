@@ -36,6 +36,12 @@ def label(group):
     return words + f" ({lost} of {seeds} diverged)" * (lost > 0)
 
 
+def lost(groups):
+    """How many seeds of each group have diverged, as the end of a label."""
+    counts = [group["diverged"][-1] for group in groups]
+    return f" ({', '.join(map(str, counts))} of {len(groups[0]['final']['train'])} diverged)" * any(counts)
+
+
 def chosen(groups, *names, **fields):
     return [g for g in groups if g["name"] in names and all(g[key] == value for key, value in fields.items())]
 
@@ -52,14 +58,16 @@ def quantiles(group, name):
     return np.quantile(values, [0.1, 0.5, 0.9]) if len(values) else np.full(3, np.nan)
 
 
-def draw_curve(axes, times, group, name, **options):
-    """Median over seeds; 10 and 90 % as a band where the result keeps them."""
+def draw_curve(axes, times, group, name, outline=False, **options):
+    """Median over seeds; 10 and 90 % as a band (or two thin lines) where the result keeps them."""
     color, line, marker = style(group)
     rows = np.array(group["curves"][name], dtype=float)
     middle = rows[:, rows.shape[1] // 2]
     options = {"color": color, "ls": line, "marker": marker, "ms": 3.5, "markevery": 0.12, "lw": 1.3} | options
     axes.plot(times, middle, **{"label": label(group)} | options)
-    if rows.shape[1] == 3:
+    if rows.shape[1] == 3 and outline:
+        axes.plot(times, rows[:, [0, 2]], color=options["color"], ls=line, lw=0.6)
+    elif rows.shape[1] == 3:
         axes.fill_between(times, rows[:, 0], rows[:, 2], color=options["color"], alpha=0.15, lw=0)
 
 
@@ -69,7 +77,7 @@ def draw_durations(axes, groups, name, kind, words=None):
     rows = np.array([quantiles(group, name) for group in groups]).T
     shares = np.array([group["decay"] for group in groups]) + 0.004 * (list(KINDS).index(kind) - 2)
     axes.errorbar(shares, rows[1], abs(rows[[0, 2]] - rows[1]), color=color, ls=line, marker=marker, ms=5, lw=1.3,
-                  capsize=3, label=words or kind)  # fmt: skip
+                  capsize=3, label=(words or kind) + lost(groups))  # fmt: skip
     axes.set(xlabel="large step until (share of the run)")
 
 
@@ -90,10 +98,12 @@ def draw_diagonal(r):
     for group in r["gd_b"]:
         color, line = (DURATIONS[group["decay"]][0], "--") if group["decay"] else ("k", ":")
         values = np.array(group["curves"]["test"], dtype=float)[:, 1]
-        panel.plot(times, values, color=color, ls=line, lw=1.3, label=f"GD, {label(group)}")
+        panel.plot(times, values, color=color, ls=line, lw=1.3, label=f"GD, {label(group)}",
+                   marker=DURATIONS.get(group["decay"], ("", ""))[1], ms=3.5, markevery=0.15)  # fmt: skip
     for name, marker, color in (("published", "X", "#8e5572"), ("rule", "o", "#c0392b"), ("small", "D", "0.5")):
         (group,) = chosen(r["sgd_b"], name)
-        draw_curve(panel, times, group, "test", color=color, marker=marker, ls="-", label=f"SGD, {label(group)}")
+        words = f"SGD, {'by the rule, ' * (name == 'rule')}{label(group)}"
+        draw_curve(panel, times, group, "test", color=color, marker=marker, ls="-", label=words)
     panel.set(ylabel="test loss", yscale="log", ylim=(2e-2, 8))
     panel.legend(fontsize=6.5, loc="upper right")
     panel.set_title("data B: GD and SGD", loc="left")
@@ -112,17 +122,18 @@ def draw_diagonal(r):
              (chosen(sgd, "published", decay=0.5)[0], "SGD 0.282 until 50 %", "#1b4965", "--", "o"),
              (constant[2], r"SDE 0.282, $\delta$ = 0.04 until 50 %", "#1b6ca8", "-", "^"))  # fmt: skip
     for group, words, color, line, marker in pairs:
+        words += lost([group])
         draw_curve(panel, times, group, "test", color=color, ls=line, marker=marker, label=words)
     panel.set(ylabel="test loss", yscale="log", xlabel="step / 1000")
     panel.legend(fontsize=7)
     panel.set_title("the effective SDE beside SGD", loc="left")
     panel, count, rule = axes[1, 3], r["settings"]["data_seeds"], r"$1.65\ /\ \langle|\nabla h|^2\rangle$"
     for k, (name, color, hatch) in enumerate((("published", "0.35", ""), ("rule", "#e9a03b", "//"))):
-        lost = np.isnan(final(chosen(r["transfer"], name)[0], "train")).reshape(count, -1)
-        words = f"{'0.282' if name == 'published' else rule}: {lost.mean():.0%} diverged"
-        panel.bar(np.arange(count) + 0.4 * k - 0.2, lost.mean(1), 0.4, color=color, hatch=hatch, label=words, ec="w")
-    panel.set(xlabel="data set (seed)", ylabel=f"diverged, of {lost.shape[1]} SGD seeds", ylim=(0, 1.35))
-    panel.set_xticks(range(count))
+        gone = np.isnan(final(chosen(r["transfer"], name)[0], "train")).reshape(count, -1)
+        words = f"{'0.282' if name == 'published' else rule}: {gone.mean():.0%} diverged"
+        panel.bar(np.arange(count) + 0.4 * k - 0.2, gone.mean(1), 0.4, color=color, hatch=hatch, label=words, ec="w")
+    panel.set(xlabel="data set (seed)", ylabel=f"share of {gone.shape[1]} SGD seeds that diverged", ylim=(0, 1.35))
+    panel.set(xticks=range(count), yticks=np.linspace(0, 1, 5))
     panel.legend(fontsize=7, loc="upper right")
     panel.set_title("one step size for several data sets", loc="left")
     return figure
@@ -150,8 +161,8 @@ def draw_surface(r):
         panel.grid(False)
         figure.colorbar(filled, ax=panel, label=f"log10 {name} loss")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=5, fontsize=8)
-    lost = np.mean([value is None for value in s["final"]["sgd"][0]])
-    middle.set_title(f"crosses: ends; {lost:.0%} of {len(s['final']['sgd'][0])} SGD seeds diverge", loc="left")
+    gone = np.mean([value is None for value in s["final"]["sgd"][0]])
+    middle.set_title(f"crosses: ends; {gone:.0%} of {len(s['final']['sgd'][0])} SGD seeds diverge", loc="left")
     a, losses = np.array(r["cycle"]["a"]), np.array(r["cycle"]["losses"])
     fine = np.linspace(1, np.sqrt(5) - 1, 200)
     for k, (words, marker) in enumerate((("lower level", "v"), ("upper level", "^"))):
@@ -184,9 +195,11 @@ def draw_regression(r):
             panel = strip[row, column]
             panel.plot(grid, np.array(r["functions"][column][row], dtype=float), color=color, lw=1.2)
             panel.plot(r["x"], r["y"], "o", color="k", ms=3, mfc="w")
-            panel.set(ylim=(-4.5, 5), title=f"step {t:,}" if row == 0 else "")
-        strip[row, 0].set_ylabel(f"peak {group['peak']:.2g},\nuntil {group['decay']:.0%}", fontsize=8)
-    upper.suptitle("fitted functions of one seed", fontsize=9.5, x=0.02, ha="left")
+            panel.set(ylim=(-4.5, 5), title=f"step {t:,}" if row == 0 else "", xlabel="x" if row == 2 else None)
+        strip[row, 0].set_ylabel(f"peak {group['peak']:.2g},\nuntil {group['decay']:.0%}\nf(x)", fontsize=8)
+        loss = final(group, "train")[r["shown"]]
+        panel.text(0.97, 0.04, f"loss {loss:.1g}", transform=panel.transAxes, ha="right", size=7.5)
+    upper.suptitle(f"fitted functions of seed {r['shown']}", fontsize=9.5, x=0.02, ha="left")
     axes = lower.subplots(1, 5)
     for group, color, line, marker in zip(groups[:3], colors, (":", "-", "--"), "DoX", strict=True):
         for panel, name in zip(axes, ("train", "rank", "sparsity_1"), strict=False):
@@ -212,7 +225,7 @@ def draw_relu(r):
     """Where neurons point, two layers; rank and sparsity of two- and three-layer students against step and duration."""
     figure, axes = plt.subplots(2, 4, figsize=(15, 7.2))
     pictures, two, three = r["neurons"], r["two"], r["three"]
-    names = {"start": "first seed, at the start (w)", "small": "after the small step, 0.13",
+    names = {"start": "first seed at the start; full: a > 0", "small": "after the small step, 0.13",
              "edge": f"after {r['edge'][0]:.2g} until 50 %"}  # fmt: skip
     for panel, (name, words) in zip(axes[0], names.items(), strict=False):
         rows = np.array(pictures[name]["rows"], dtype=float)
@@ -224,7 +237,8 @@ def draw_relu(r):
             panel.plot([0, w[0]], [0, w[1]], color="k", lw=0.7)
             panel.plot(*w, "o", color="k", mfc="k" if sign > 0 else "w", ms=4.5)
         panel.axis("equal")
-        panel.set(xlabel=r"$w_1 |a|$", ylabel=r"$w_2 |a|$")
+        scale = "" if name == "start" else "|a|"
+        panel.set(xlabel=f"$w_1 {scale}$", ylabel=f"$w_2 {scale}$")
         panel.set_title(words, loc="left")
     panel, small = axes[0, 3], final(chosen(two, "small")[0], "rank")
     for kind, words in (("edge", "each seed's largest stable step"), ("published", "0.455, where it survives")):
@@ -242,11 +256,11 @@ def draw_relu(r):
     panel.set_title(f"two layers, {len(small)} seeds", loc="left")
     for group in chosen(three, "small", "published"):
         for panel, name in zip(axes[1], ("test", "rank"), strict=False):
-            draw_curve(panel, r["three_times"], group, name)
+            draw_curve(panel, r["three_times"], group, name, outline=True)
     axes[1, 0].set(yscale="log", ylabel="test loss", xlabel="step")
     axes[1, 1].set(ylabel="rank of the Jacobian (1e-4)", xlabel="step")
     axes[1, 0].legend(fontsize=7, title="peak step", title_fontsize=7)
-    axes[1, 0].set_title(f"three layers, {r['settings']['seeds']} seeds", loc="left")
+    axes[1, 0].set_title(f"three layers, {r['settings']['seeds']} seeds (thin: 10, 90 %)", loc="left")
     for panel, name in zip(axes[1, 2:], ("rank", "sparsity_2"), strict=True):
         draw_durations(panel, chosen(three, "published"), name, "published", "peak 0.10, 0.15, 0.18 (published)")
         draw_durations(panel, chosen(three, "clean"), name, "clean", "peak 0.15, same divisor")

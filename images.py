@@ -63,6 +63,9 @@ def load_dataset(name: str, root: str | Path = "data") -> Dataset:
     else:
         known = ", ".join([*_DOWNLOADS, "synthetic"])
         raise ValueError(f"no data set {name!r}: use one of {known}, or put your own images into {path}")
+    shapes = [arrays[f"{split}_images"].shape[1:] for split in ("train", "test")]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"{Path(root) / name}: train images are {shapes[0]}, test images {shapes[1]}; give one size")
     images = {}
     for split in ("train", "test"):
         pixels = torch.from_numpy(np.ascontiguousarray(arrays[f"{split}_images"]))
@@ -93,8 +96,6 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
             raise ValueError(
                 f"{path}: {split}_labels is {labels.dtype} {labels.shape}; expected {len(images)} integers"
             )
-    if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:
-        raise ValueError(f"{path}: train and test images differ in shape; give both the same H x W x C")
     seen = np.unique(arrays["train_labels"])
     if seen[0] != 0 or seen[-1] != len(seen) - 1 or not np.isin(arrays["test_labels"], seen).all():
         raise ValueError(f"{path}: labels must be 0..classes-1, every class in train; train has {seen[:12].tolist()}")
@@ -215,9 +216,10 @@ class Images:
 
     def prepared(self, normalize: bool) -> "Images":
         """Itself, or without normalisation the same images for which `normalized` yields [0, 1]."""
+        if normalize:
+            return self
         other = copy.copy(self)
-        if not normalize:
-            other.mean, other.std = torch.zeros_like(self.mean), torch.full_like(self.std, 255.0)
+        other.mean, other.std = torch.zeros_like(self.mean), torch.full_like(self.std, 255.0)
         return other
 
     def plain_train(self, count: int) -> Tensor:

@@ -80,7 +80,7 @@ def plant_collapse(model: nn.Module, example: Tensor, seed: int = 0) -> int:
     generator, lost = torch.Generator().manual_seed(seed), 0
     for group in neuron_groups(model, example):
         quarter = group.size // 4
-        gone, copies, originals = torch.randperm(group.size, generator=generator)[: 3 * quarter].split(max(quarter, 1))
+        gone, copies, originals = torch.randperm(group.size, generator=generator)[: 3 * quarter].view(3, quarter)
         tensors = [
             tensor.detach().view(group.size, -1)
             for slot in (*group.producers, *group.norms)
@@ -199,14 +199,14 @@ def sgd_of(model: nn.Module, run: Run) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), run.learning_rate, run.momentum, weight_decay=run.weight_decay)
 
 
-def cost(model: nn.Module, images: Tensor, rounds: int = 5) -> dict:
-    """Parameters, FLOPs (two per multiply-add) and milliseconds per image (least of some rounds), in eval mode."""
+def cost(model: nn.Module, images: Tensor) -> dict:
+    """Parameters, FLOPs (two per multiply-add) and milliseconds per image (least of five rounds), in eval mode."""
     times = []
     with torch.no_grad():
         model.eval()
         with FlopCounterMode(display=False) as counter:
             model(images[:1])
-        for _ in range(rounds):
+        for _ in range(5):
             start = time.perf_counter()
             model(images).sum().item()
             times.append(time.perf_counter() - start)

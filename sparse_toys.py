@@ -218,7 +218,12 @@ def landmarks(steps: int, points: int) -> list[int]:
     return sorted({min(times, key=lambda t: abs(t - share * steps)) for share in shares})
 
 
-BANDS = ("train", "test", "rank")  # numbers of which results keep quantiles along the run, not only the median
+BANDS = (
+    "train",
+    "test",
+    "rank",
+    "sparsity_1",
+)  # of these results keep quantiles along the run, not only the median
 
 
 def brief(values: Tensor) -> Tensor:
@@ -264,7 +269,7 @@ def surface(seeds, points, seed) -> dict:
     first = F.normalize(star - start, dim=0)
     end = paths["flow"][0, -1] - start
     axes = torch.stack([first, F.normalize(end - (end @ first) * first, dim=0)])
-    grid = torch.linspace(-0.5, 2.3, 41, dtype=x.dtype)
+    grid = torch.linspace(-0.5, 2.3, 121, dtype=x.dtype)
     plane = start + grid[:, None, None] * axes[1] + grid[None, :, None] * axes[0]
     error = plane[..., :30] * plane[..., 30:] - target[0]
     losses = [(error @ inputs[0].T).square().mean(-1) / 2 for inputs in (x, test)]

@@ -10,10 +10,10 @@
 
 A teacher of rank 8 labels 1024 inputs with noise; the student fits signal and noise. Label noise
 sigma lowers every singular value by learning_rate sigma^2 / 2 and removes the smaller ones;
-dropping the rate lets the survivors recover: test loss is lowest after a long noisy phase.
+dropping the rate lets the survivors recover: test loss is lowest soon after a noisy phase.
 Every experiment is a function whose keyword defaults are the paper's settings. Change any of them:
   python teacher_student.py diagonal --set learning_rate=2.0 --out mine
-  python figures.py fig5_teacher_student --out mine --figures mine
+  python figures.py --out mine
 """
 
 import functools
@@ -94,6 +94,8 @@ def diagonal(
     exactly true and s = u^2 is run. The label noises share their random numbers: each has its own
     law, and comparing them is sharper.
     """
+    if not 0 < drop_step < steps:
+        raise ValueError(f"drop_step must lie within the {steps:,} steps, not at {drop_step:,}")
     problem = teacher()
     train, test, paper_test_factor = losses(problem)
     values = problem["values"].to(device, torch.float32)

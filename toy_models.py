@@ -12,7 +12,7 @@
 
 Every experiment is a function whose keyword defaults are the paper's settings. Change any of them:
   python toy_models.py quartic --set mu=2.0 --out mine
-  python figures.py fig1_quartic --out mine --figures mine
+  python figures.py --out mine
 """
 
 import math
@@ -52,6 +52,8 @@ def quartic(
     with log A matched in mean and variance to the Euler chain (`log_growth`); the trapezoid for
     the source is the only approximation.
     """
+    if any(t % coarse_steps for t in checkpoints):
+        raise ValueError(f"checkpoints must be multiples of coarse_steps, {coarse_steps}")
     generator = torch.Generator(device).manual_seed(seed)
 
     def normals(*shape, dtype=torch.float32):
@@ -206,6 +208,8 @@ def neuron(
     published chain is reproduced, its bias included. The rates are measured on the plain Euler
     chain, started deep inside (|w| about 1e-12).
     """
+    if any(t % coarse_steps or t > steps for t in checkpoints):
+        raise ValueError(f"checkpoints must be multiples of coarse_steps, {coarse_steps}, up to {steps:,}")
     generator = torch.Generator(device).manual_seed(seed)
     data = torch.Generator().manual_seed(seed)
     x = torch.randn(points, generator=data, dtype=torch.float64)
@@ -233,7 +237,7 @@ def neuron(
     start = torch.where(amplitude**2 < 2 * correlation * euler_step, 1e-16, 1e-5)  # room to rise or to fall
     w1, w2 = start * torch.randn(2, rate_noises, rate_replicas, generator=generator, device=device)
     xi, walk, logs = torch.empty(2, *w1.shape, device=device), torch.zeros_like(w1), []
-    every, column = rate_steps // 35, torch.as_tensor(rate_eta, dtype=torch.float32, device=device)[:, None]
+    every, column = max(1, rate_steps // 35), torch.as_tensor(rate_eta, dtype=torch.float32, device=device)[:, None]
     for step in tqdm(range(1, rate_steps + 1), desc="neuron: rates", **progress):
         neuron_euler(table, w1, w2, column, euler_step, xi.normal_(generator=generator))
         walk.addcmul_(amplitude, xi[0])

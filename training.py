@@ -216,6 +216,24 @@ def collapse_measure(run: Run, model: nn.Module, data: Images):
     }
 
 
+def check_settings(run: Run, folder: Path, is_first: bool) -> None:
+    """Write settings.json into a new folder; raise ValueError naming the fields in which an old one differs."""
+    import core
+
+    path, settings = folder / "settings.json", json.loads(json.dumps(dataclasses.asdict(run)))
+    if path.exists():
+        defaults = {field.name: field.default for field in dataclasses.fields(Run)}
+        try:
+            old = json.loads(json.dumps(defaults)) | json.loads(path.read_text())
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error}); move {folder} away") from None
+        changed = [key for key in settings.keys() | old.keys() if settings.get(key) != old.get(key)]
+        if changed:
+            raise ValueError(f"{folder} was run with another {', '.join(sorted(changed))}; move it away or change back")
+    elif is_first:
+        core.write_json(path, settings, digits=None)  # compared exactly, by the same command
+
+
 def train(
     run: Run,
     data: Images,
@@ -244,20 +262,8 @@ def train(
     if run.batch_size > len(data.train):
         raise ValueError(f"batch size {run.batch_size} is larger than the {len(data.train)} training images")
     folder.mkdir(parents=True, exist_ok=True)
-    settings = json.loads(json.dumps(dataclasses.asdict(run)))
-    settings_file, log_file, checkpoint_file = (folder / f for f in ("settings.json", "log.jsonl", "checkpoint.pt"))
-    if settings_file.exists():
-        defaults = {field.name: field.default for field in dataclasses.fields(Run)}
-        try:
-            old = json.loads(json.dumps(defaults)) | json.loads(settings_file.read_text())
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{settings_file} is damaged ({error}); move {folder} away") from None
-        changed = [key for key in settings.keys() | old.keys() if settings.get(key) != old.get(key)]
-        if changed:
-            raise ValueError(f"{folder} was run with another {', '.join(sorted(changed))}; move it away or change back")
-    elif team.rank == 0:
-        core.write_json(settings_file, settings, digits=None)  # compared exactly, by the same command
-
+    check_settings(run, folder, team.rank == 0)
+    log_file, checkpoint_file = folder / "log.jsonl", folder / "checkpoint.pt"
     torch.manual_seed(run.seed)
     plain = build(run, data.classes) if build else getattr(core, run.model)(data.classes, run.width)
     plain = plain.to(device, memory_format=torch.channels_last)
