@@ -237,7 +237,7 @@ PAPERS = {
     "fig": "Stochastic Collapse",
     "chaos": "Chaotic Dynamics",
     "sparse": "Sparse Features",
-    "beyond": "none: ours",
+    "beyond": "none (ours)",
 }  # by the first letters of the figure's name
 CLAIMS = (
     {
@@ -278,6 +278,8 @@ def judge(results, figures):
                     outcome = claim(*needs)
                 except (ValueError, LookupError, TypeError):  # settings that the claim doesn't speak of
                     outcome = "", "", "", "not resolved"
+                if "nan" in outcome[1]:  # a measurement that isn't there decides nothing
+                    outcome = *outcome[:3], "not resolved"
                 if any(result["quick"] for result in needs):
                     outcome = *outcome[:3], "quick"
             expected, measured, error, holds = outcome
@@ -286,10 +288,23 @@ def judge(results, figures):
     return table
 
 
+KINDS = {True: "hold", False: "fail", "not resolved": "not resolved", "not run": "not run", "quick": "quick"}
+
+
+def tally(table):
+    """How many claims of each paper hold, fail, ..., as Markdown."""
+    kinds = [kind for kind in KINDS if kind != "quick" or any(row["holds"] == kind for row in table)]
+    lines = [f"| claims of | {' | '.join(KINDS[kind] for kind in kinds)} |", "|---" * (1 + len(kinds)) + "|"]
+    for paper in dict.fromkeys(row["paper"] for row in table):
+        verdicts = [row["holds"] for row in table if row["paper"] == paper]
+        lines.append(f"| {paper} | {' | '.join(str(verdicts.count(kind)) for kind in kinds)} |")
+    return "\n".join(lines) + "\n"
+
+
 def markdown(table):
     """The table as Markdown."""
     lines = [
-        "| figure | the paper says; our criterion | expected | measured | error | holds |",
+        "| figure | claim; *our criterion* | expected | measured | error | holds |",
         "|---|---|---|---|---|---|",
     ]
     for row in table:

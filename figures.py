@@ -178,7 +178,7 @@ def main(argv=None):
         plt.close(drawn)
         print(f"{figures_folder / figure}.{', '.join(args.format)}")
     table = claims.judge(results, chosen)
-    text = claims.markdown(table)
+    text = f"{claims.markdown(table)}\n{claims.tally(table)}"
     print(f"\n{text}\n{time.perf_counter() - start:.1f} s")
     if not args.names:
         (figures_folder / "claims.md").write_text(text)

@@ -22,7 +22,7 @@ def fig1_quartic(quartic):
     edges, step = np.array(r["bin_edges"]), np.array(r["times"])
     for k, zeta in enumerate(s["trajectory_noises"]):
         left, right = figure.add_subplot(grid[2 * k]), figure.add_subplot(grid[2 * k + 1])
-        left.plot(step, np.array(r["paths"][k]).T, color="0.25", lw=0.5, alpha=0.5)
+        left.plot(step, np.array(r["paths"][k]).T, color="0.25", lw=0.5, alpha=0.35)
         left.set(title=rf"$\zeta$ = {zeta:g}", xlabel="steps", ylim=(-3, 3), ylabel=r"$\theta$" if k == 0 else None)
         left.set_xticks([0, step[-1]])
         right.stairs(r["histogram"][k], edges, orientation="horizontal", fill=True, color="0.75", label="simulation")

@@ -65,7 +65,7 @@ def load_dataset(name: str, root: str | Path = "data") -> Dataset:
         raise ValueError(f"no data set {name!r}: use one of {known}, or put your own images into {path}")
     shapes = [arrays[f"{split}_images"].shape[1:] for split in ("train", "test")]
     if shapes[0] != shapes[1]:
-        raise ValueError(f"{Path(root) / name}: train images are {shapes[0]}, test images {shapes[1]}; give one size")
+        raise ValueError(f"{Path(root) / source}: train images are {shapes[0]}, test images {shapes[1]}; give one size")
     images = {}
     for split in ("train", "test"):
         pixels = torch.from_numpy(np.ascontiguousarray(arrays[f"{split}_images"]))

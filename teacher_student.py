@@ -94,7 +94,7 @@ def diagonal(
     exactly true and s = u^2 is run. The label noises share their random numbers: each has its own
     law, and comparing them is sharper.
     """
-    if not 0 < drop_step < steps:
+    if not 0 < drop_step <= steps:
         raise ValueError(f"drop_step must lie within the {steps:,} steps, not at {drop_step:,}")
     problem = teacher()
     train, test, paper_test_factor = losses(problem)

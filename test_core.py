@@ -3,8 +3,10 @@
 import copy
 import json
 import math
+import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -957,9 +959,9 @@ def test_any_setting_can_be_changed_and_a_replaced_result_is_kept(tmp_path, caps
         core.run_script("doc", {"a": a, "b": lambda seed=0, device="cpu": {}}, {}, [*words, "--out", str(tmp_path)])
 
     run("a")
-    run("a", "--set", "mu=2", "sizes=4", "name=yes", "k=0.5")
+    run("a", "--set", "mu=2", "sizes=4", "name=2024", "k=0.5")
     run("a", "--set", "sizes=(4, 5)", "mu=2", "name=3d", "k=mean")
-    assert seen[1:] == [(2, (4,), "yes", 3, 0.5), (2, (4, 5), "3d", 3, "mean")]
+    assert seen[1:] == [(2, (4,), "2024", 3, 0.5), (2, (4, 5), "3d", 3, "mean")]
     kept = [json.loads(path.read_text()) for path in sorted((tmp_path / "replaced").glob("a_*.json"))]
     assert [old["found"] for old in kept] == [1.5, 2] and "kept as" in capsys.readouterr().out
     before = sorted(tmp_path.rglob("*.json"))
@@ -969,6 +971,8 @@ def test_any_setting_can_be_changed_and_a_replaced_result_is_kept(tmp_path, caps
         ("a", "--set", "nu=2"): "no setting nu; there are mu, sizes, name, steps, k",
         ("a", "--set", "mu=much"): "expected a value like 1.5",
         ("a", "--set", "steps=2.5"): "expected a value like 3",
+        ("a", "--set", "sizes=many"): "expected a value like (1, 2)",
+        ("a", "--set", "sizes=(1, 0.5)"): "expected a value like (1, 2)",
         ("b", "--set", "mu=2"): "no setting mu",
     }.items():
         with pytest.raises(SystemExit) as stop:
@@ -993,6 +997,20 @@ def test_a_corrupt_or_foreign_result_is_one_line(tmp_path, content):
     assert "Traceback" not in wrong.stderr
 
 
+def test_a_folder_of_ones_own_is_drawn_into_itself_and_nothing_else_is_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    shutil.copy(HERE / "results" / "quartic.json", tmp_path / "mine")
+    monkeypatch.setattr(figures, "run_experiments", None)
+    figures.main(["--out", "mine"])
+    shown = capsys.readouterr().out
+    assert "fig1_quartic" in shown and "fig2_neuron" not in shown
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")}
+    assert found == {f"mine/{name}" for name in ("quartic.json", "figures/fig1_quartic.png", "figures/claims.md")} | {
+        "mine/figures/claims.json"
+    }
+
+
 def test_figures_need_neither_torch_nor_core():
     code = "import figures, sys; assert not {'torch', 'core', 'torchvision'} & set(sys.modules)"
     assert run_command("-c", code).returncode == 0
@@ -1011,12 +1029,13 @@ def test_every_committed_result_says_where_it_comes_from():
 def test_the_readme_shows_the_committed_claims_which_follow_from_the_committed_results():
     results = {path.stem: json.loads(path.read_text()) for path in (HERE / "results").glob("*.json")}
     table = claims.judge(results, list(figures.FIGURES))
-    assert claims.markdown(table) == (HERE / "figures" / "claims.md").read_text()
+    assert f"{claims.markdown(table)}\n{claims.tally(table)}" == (HERE / "figures" / "claims.md").read_text()
     assert json.loads((HERE / "figures" / "claims.json").read_text()) == table
     readme, holds = (HERE / "README.md").read_text(), [row["holds"] for row in table]
     yes, no, open_, waiting = (holds.count(kind) for kind in (True, False, "not resolved", "not run"))
     totals = f"{yes} hold, {no} fail, {open_} are not resolved, {waiting} wait for runs"
-    assert claims.markdown(table) in readme and totals in " ".join(readme.split())
+    assert claims.markdown(table) in readme and claims.tally(table) in readme
+    assert totals in " ".join(readme.split())
 
 
 def test_published_curves_judge_no_other_settings():
@@ -1029,6 +1048,32 @@ def test_published_curves_judge_no_other_settings():
         results[name]["settings"] |= change
     published = [row["holds"] for row in claims.judge(results, shown) if row["id"].endswith("-published")]
     assert published == ["not resolved"] * 3
+
+
+def test_a_claim_does_not_hold_on_nothing():
+    """One value of what is varied, one seed, or measurements that are missing decide no claim."""
+    results = {p.stem: json.loads(p.read_text()) for p in (HERE / "results").glob("*.json")}
+    quartic, pair, diagonal, minibatch = (results[name] for name in ("quartic", "pair", "diagonal", "minibatch"))
+    quartic["collapse"], quartic["collapse_theory"] = quartic["collapse"][:1], quartic["collapse_theory"][:1]
+    for name in ("test", "test_std"):
+        diagonal[name], minibatch[name] = diagonal[name][:1], minibatch[name][:1]
+    for name in ("rate", "distances"):
+        pair[name] = np.full(np.shape(pair[name]), None).tolist()
+    results["neuron"]["rate"] = [None] * len(results["neuron"]["rate"])
+    results["delay"]["settings"]["seeds"] = 1
+    results["sparse_deep"]["runs"] = [run for run in results["sparse_deep"]["runs"] if run["schedule"] == "small"]
+    results["sparse_diagonal"]["settings"]["steps"] = results["sparse_regression"]["settings"]["steps"] = 3001
+    for row in results["beyond_causes"]["rows"]:
+        row |= {name: row[name][:1] for name in ("exponent", "curvature", "noise", "decay")}
+    table = {row["id"]: row["holds"] for row in claims.judge(results, list(claims.CLAIMS))}
+    undecided = """quartic-threshold neuron-threshold neuron-rate pair-noise pair-published student-test minibatch-size
+        delay-published-sgd delay-published-pruned delay-slow deep-sparsity deep-error diagonal-reference
+        diagonal-published-test diagonal-published-rank diagonal-gd-published diagonal-norm surface-published
+        regression-rank regression-sparsity causes-noise causes-decay"""
+    assert {name: table[name] for name in undecided.split()} == dict.fromkeys(undecided.split(), "not resolved")
+    for name in ("neuron", "pair"):  # and what is there is drawn
+        needs, draw = figures.FIGURES[{"neuron": "fig2_neuron", "pair": "fig3_pair"}[name]]
+        draw(*(results[need] for need in needs))
 
 
 def test_claims_can_fail():
@@ -1064,7 +1109,7 @@ def deep_result(fractions, varied="learning_rate"):
         for seed in range(3):
             columns = {"width": [100, 100], "independent": [100, 100 * fraction + seed], "effective_rank": [90, 80]}
             log = [{"step": 5, "groups": columns, "paper": columns, "train_loss": 1.0, "test_accuracy": 0.5}]
-            run = {varied: value, "model": "vgg16", "dataset": "synthetic", "width": 4, "steps": 5}
+            run = {varied: value, "model": "vgg16", "dataset": "synthetic", "width": 4, "steps": 5, "seed": seed}
             runs.append({"run": run, "log": log, "diverged_at": None})
     return {"experiment": "vgg_lr", "varied": varied, "runs": runs, "branches": [], "quick": False}
 
@@ -1077,22 +1122,21 @@ def test_deep_claims_hold_fail_or_are_not_resolved(fractions, holds):
     rows = {row["id"]: row for row in claims.judge({"vgg_lr": result}, ["fig4_independent"])}
     assert rows["vgg-learning-rate"]["holds"] == holds and rows["resnet-learning-rate"]["holds"] == "not run"
     figures.FIGURES["fig4_independent"][1](result, None, None, None, None, None)
-    for record in result["runs"]:
-        record["run"]["seed"] = 0
     alone = result | {"runs": [record for k, record in enumerate(result["runs"]) if k % 3 == 0]}
     assert claims.judge({"vgg_lr": alone}, ["fig4_independent"])[0]["holds"] == "not resolved"
 
     drop = {"step": 4, "groups": {"width": [100], "independent": [0]}, "test_accuracy": 0}
-    branches = []
+    branches, whole = [], result["runs"][:3]
     for step, fraction in zip((10, 20), fractions, strict=True):
         for seed in range(3):
             line = copy.deepcopy(drop) | {"test_accuracy": 0.9 - fraction / 10 + 0.001 * seed * (step == 10)}
-            line["groups"]["independent"] = [100 * fraction + seed * (step == 10)]
             line["train_loss"] = 1.0
             run = {"start": f"x/weights_{step}.pt", "seed": seed}
             branches.append({"run": run, "log": [line], "diverged_at": None})
+            at_drop = {"width": [100], "independent": [100 * fraction + seed * (step == 10)]}
+            whole[seed]["log"].append(line | {"step": step, "groups": at_drop})
     lost = branches[0] | {"run": branches[0]["run"] | {"seed": 3}, "log": branches[0]["log"] * 2, "diverged_at": 5}
-    result = result | {"branches": [lost, *reversed(branches)]}
+    result = result | {"runs": whole, "branches": [lost, *reversed(branches)]}
     rows = {row["id"]: row for row in claims.judge({"vgg_drop": result}, ["fig6_drop"])}
     assert rows["vgg-later-drop"]["holds"] == holds
     figures.FIGURES["fig6_drop"][1](result, None)
@@ -1140,9 +1184,10 @@ def test_the_readmes_commands_run_in_quick_form(tmp_path):
         assert ran.returncode == 0, (command, ran.stderr)
 
 
-def test_readme_python_runs():
+def test_readme_python_runs(tmp_path):
     for block in re.findall(r"```python\n(.*?)```", (HERE / "README.md").read_text(), re.S):
-        ran = run_command("-c", "import torch; torch.set_num_threads(1)\n" + block)
+        options = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(HERE)}}
+        ran = run_command("-c", "import torch; torch.set_num_threads(1)\n" + block, **options)
         assert ran.returncode == 0, ran.stderr
 
 

@@ -42,7 +42,7 @@ BAD_FILES = {
     "expected uint8": {"test_images": np.zeros((8, 64), dtype=np.uint8)},
     "train_labels is int64 (19,)": {"train_labels": np.arange(19)},
     "expected 8 integers": {"test_labels": np.linspace(0, 1, 8)},
-    "differ in shape": {"test_images": np.zeros((8, 9, 9, 3), dtype=np.uint8)},
+    "give one size": {"test_images": np.zeros((8, 9, 9, 3), dtype=np.uint8)},
     "labels must be 0..classes-1": {"train_labels": np.arange(20) % 4 + 1},
     "every class in train": {"test_labels": np.arange(8)},
     "not a readable npz": {"train_labels": np.array([{}] * 20, dtype=object)},

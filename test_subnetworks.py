@@ -519,6 +519,11 @@ def test_claims_about_the_causes_can_fail():
     assert judged(-0.1, 0.2, noise=0.1)[2] is False
 
 
+def test_planting_in_groups_of_less_than_four_neurons_plants_nothing():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+    assert plant_collapse(model, torch.zeros(1, 2)) == 0
+
+
 def test_nearest_pairs_against_a_search():
     group = core.neuron_groups(mlp(width=7), torch.randn(2, 10))[0]
     distance = core.normalized_distances(group.vectors())

@@ -66,12 +66,12 @@ def quartic(
     edges = np.linspace(-3, 3, 121)
     counts = torch.zeros(len(zetas), len(edges) - 1)
     every = max(1, trajectory_steps // 250)
-    paths = [theta[:, :20].cpu().clone()]
+    paths = [theta[:, :50].cpu().clone()]
     for step in tqdm(range(1, trajectory_steps + 1), desc="quartic: trajectories", **progress):
         kick.normal_(generator=generator).mul_(zetas * math.sqrt(euler_step)).add_(1 + mu * euler_step)
         theta.mul_(kick.addcmul_(theta, theta, value=-euler_step))
         if step % every == 0:
-            paths.append(theta[:, :20].cpu().clone())
+            paths.append(theta[:, :50].cpu().clone())
             if step > trajectory_steps // 2:
                 counts += torch.stack([torch.histc(row, len(edges) - 1, -3, 3) for row in theta.cpu()])
     total = trajectories * sum(step > trajectory_steps // 2 for step in range(every, trajectory_steps + 1, every))
