@@ -948,6 +948,17 @@ def test_results_are_replaced_whole_or_not_at_all(tmp_path, capsys):
     assert "no such noise" in capsys.readouterr().err
 
 
+def test_times_that_never_come_are_refused():
+    for experiment, settings, words in (
+        (toy_models.quartic, {"checkpoints": (150,)}, "multiples of coarse_steps, 100"),
+        (toy_models.neuron, {"checkpoints": (30,)}, "multiples of coarse_steps, 20"),
+        (toy_models.neuron, {"checkpoints": (200,), "steps": 100}, "up to 100"),
+        (teacher_student.diagonal, {"steps": 3000}, "drop_step must lie within"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            experiment(**settings)
+
+
 def test_any_setting_can_be_changed_and_a_replaced_result_is_kept(tmp_path, capsys):
     seen = []
 

@@ -485,6 +485,10 @@ def test_a_folder_of_images_is_a_data_set_and_64_pixels_train(tmp_path, tiny):
     else:
         from torchvision.utils import save_image
 
+        for k in (6, 7, 8):  # test images of another size
+            save_image(torch.rand(3, 8, 8), tmp_path / "mine" / "val" / f"n{k % 3}" / f"{k}.png")
+        with pytest.raises(ValueError, match=r"mine: train images are \(64, 64, 3\), test images \(8, 8, 3\)"):
+            core.load_dataset("mine", tmp_path)
         save_image(torch.rand(3, 8, 8), tmp_path / "mine" / "train" / "n0" / "odd.png")
     with pytest.raises(ValueError, match="is not among" if tiny else "one size"):
         core.load_dataset("mine", tmp_path)
