@@ -8,6 +8,8 @@ The file needs torch alone and stands alone: copy it into your own project. In t
 of core's rooms; import it from there.
 """
 
+import contextlib
+import io
 import itertools
 import math
 from typing import NamedTuple
@@ -25,7 +27,7 @@ def _rows(vectors: Tensor, name: str) -> tuple[Tensor, Tensor]:
     vectors = torch.as_tensor(vectors).detach()
     if vectors.ndim != 2 or 0 in vectors.shape:
         raise ValueError(f"{name} must be [neurons, features], not empty; got shape {tuple(vectors.shape)}")
-    vectors = vectors if vectors.is_floating_point() else vectors.double()
+    vectors = vectors if vectors.dtype == torch.float32 else vectors.double()  # the squares of halves overflow
     norms = torch.linalg.vector_norm(vectors, dim=1)
     if not 1e-15 < norms.max() < 1e15:  # NaN, too
         largest = vectors.abs().max()
@@ -66,11 +68,16 @@ def near_pairs(vectors: Tensor, norms: Tensor, redundant: float) -> Tensor:
     return near
 
 
-def _count(vectors: Tensor, vanishing: float, redundant: float, norms: Tensor | None) -> tuple[int, int]:
-    """Vanishing and independent neurons; see `independent_neurons`."""
+def check_thresholds(vanishing: float, redundant: float) -> None:
+    """Raises ValueError for thresholds that no norm or distance can be compared with."""
     if not (0 <= vanishing <= 1 and 0 <= redundant <= 4):  # normalised distances are at most 4
         raise ValueError(f"thresholds must be 0 to 1 (vanishing) and 0 to 4 (redundant), not {vanishing}, {redundant}")
-    vectors, own = _rows(vectors, "vectors")
+
+
+def _count(vectors: Tensor, vanishing: float, redundant: float, norms: Tensor | None, name="vectors"):
+    """(vanishing, independent) neurons; see `independent_neurons`."""
+    check_thresholds(vanishing, redundant)
+    vectors, own = _rows(vectors, name)
     norms = own if norms is None else torch.as_tensor(norms).detach()
     if norms.shape != own.shape or not torch.isfinite(norms).all():
         raise ValueError(f"norms must be {len(own)} finite numbers, one per neuron")
@@ -188,12 +195,12 @@ class NeuronGroup(NamedTuple):
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU)
-# Modules, functions and methods that act on each channel alone, named as `_kind` names them
+# Modules, functions and methods that act on each channel alone, named as `node_kind` names them
 _CHANNELWISE = set(
     "relu relu6 gelu tanh sigmoid silu mish elu celu selu leakyrelu hardtanh hardswish hardsigmoid softplus softsign "
     "logsigmoid tanhshrink softshrink hardshrink threshold identity dropout dropout1d dropout2d dropout3d alphadropout "
     "featurealphadropout stochasticdepth abs neg add iadd sub isub mul imul truediv div square sin cos exp clamp "
-    "contiguous clone detach float double half to maxpool1d maxpool2d maxpool3d avgpool1d avgpool2d avgpool3d "
+    "pow contiguous clone detach float double half to maxpool1d maxpool2d maxpool3d avgpool1d avgpool2d avgpool3d "
     "adaptiveavgpool1d adaptiveavgpool2d adaptiveavgpool3d adaptivemaxpool2d upsample interpolate".split()
 )
 
@@ -202,17 +209,16 @@ def neuron_groups(model: nn.Module, example: Tensor, pairing: str = "graph") -> 
     """The groups of neurons of any torch.fx-traceable network, in the order they run.
 
     Follows convolutions, linear layers, batch, group and layer norms, elementwise functions,
-    pooling, flatten and residual additions from one `example` batch; the inputs' and the outputs'
-    channels are no neurons. `pairing="paper"` pairs each layer with the next one instead, without
+    pooling, flatten and residual additions from one `example` batch; the channels of inputs, outputs
+    and softmaxes are no neurons. `pairing="paper"` pairs each layer with the next one instead, without
     norms, skip connections and down-sampling, as the reference code does for its ResNet.
 
     Raises ValueError that names the layer it can't follow (concatenation, attention, ...).
     """
     if pairing not in ("graph", "paper"):
         raise ValueError(f"pairing must be 'graph' or 'paper', not {pairing!r}")
-    model = getattr(model, "_orig_mod", model)  # torch.compile
-    model = model.module if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) else model
-    graph, shapes = _trace(model, example)
+    model = unwrapped(model)
+    graph, shapes = trace(model, example)
     modules = dict(model.named_modules())
     if pairing == "paper":
         return _pair_layers([(n.target, modules[n.target]) for n in graph.nodes if n.op == "call_module"])
@@ -235,14 +241,14 @@ def neuron_groups(model: nn.Module, example: Tensor, pairing: str = "graph") -> 
         place = [name for name, _ in node.meta.get("nn_module_stack", {}).values() if name]
         name = node.target if node.op == "call_module" else f"{node.name} in {place[-1]}" if place else node.name
         raise ValueError(
-            f"neuron_groups can't follow {name} ({_kind(node, modules)}): {why}; single layers can still be "
+            f"neuron_groups can't follow {name} ({node_kind(node, modules)}): {why}; single layers can still be "
             "counted, independent_neurons(layer.weight.flatten(1))"
         )
 
     def hold(node, module, *roles):
         """Enter the slots of a module with parameters: roles are (role, space, block)."""
-        for parameter in module.parameters(recurse=False):
-            name, earlier = calls.setdefault(id(parameter), (node.target, roles))
+        for part in (module, *module.parameters(recurse=False)):
+            name, earlier = calls.setdefault(id(part), (node.target, roles))
             if name != node.target and modules[name] is not module:
                 refuse(node, f"it shares a parameter with {name}")
             for (_, a, block), (_, b, before) in zip(roles, earlier, strict=True):
@@ -276,7 +282,7 @@ def neuron_groups(model: nn.Module, example: Tensor, pairing: str = "graph") -> 
             hold(node, module, ("consumer", space, block), ("producer", spaces[-1], 1))
             where[node] = spaces[-1], 1, is_linear
         else:
-            kind, (space, block, last) = _kind(node, modules), where[parents[0]]
+            kind, (space, block, last) = node_kind(node, modules), where[parents[0]]
             before, after = shapes[parents[0]], shapes[node]
             module = modules[node.target] if node.op == "call_module" else None
             if isinstance(module, nn.LayerNorm | nn.RMSNorm) and (
@@ -292,20 +298,24 @@ def neuron_groups(model: nn.Module, example: Tensor, pairing: str = "graph") -> 
                     hold(node, module, ("norm", space, block))
             elif len(parents) == 2 and kind in ("add", "iadd"):
                 _, other_block, other_last = where[parents[1]]
-                if shapes[parents[1]] != before or (None not in (last, other_last) and other_block != block):
+                same = (block, last and len(before) > 2) == (other_block, other_last and len(before) > 2)
+                if shapes[parents[1]] != before or (None not in (last, other_last) and not same):
                     refuse(node, "it adds tensors of different layouts")
                 join(space, where[parents[1]][0])
             elif len(parents) > 1:
                 refuse(node, "it combines tensors other than by addition")
             elif kind == "mean":
-                dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else range(len(before)))
-                dims = {d % len(before) for d in ([dims] if isinstance(dims, int) else dims)}
+                dims = node.kwargs.get("dim", node.kwargs.get("axis", node.args[1] if len(node.args) > 1 else None))
+                dims = range(len(before)) if dims is None else [dims] if isinstance(dims, int) else dims
+                dims = {d % len(before) for d in dims}
                 if dims & {0, len(before) - 1 if last else 1}:
                     refuse(node, "it averages over the batch or the channels")
             elif kind in ("flatten", "view", "reshape", "squeeze") and before != after and last is not None:
                 if last or after != (before[0], math.prod(before[1:])):
                     refuse(node, "it mixes the channels with other dimensions")
                 block *= math.prod(before[2:])
+            elif "softmax" in kind:
+                join(0, space)
             elif kind not in _CHANNELWISE and kind not in ("flatten", "view", "reshape", "squeeze"):
                 refuse(node, "no convolution, linear layer, norm, elementwise function, pooling, flatten or addition")
             elif last and "pool" in kind and len(before) > 2:
@@ -325,37 +335,49 @@ def neuron_groups(model: nn.Module, example: Tensor, pairing: str = "graph") -> 
     return sorted(groups, key=lambda group: order[group.name])
 
 
-def _kind(node, modules) -> str:
+def node_kind(node, modules) -> str:
     """What a node does, one name for module, function and method: MaxPool2d, max_pool2d -> maxpool2d."""
     target = type(modules[node.target]) if node.op == "call_module" else node.target
     return (target if isinstance(target, str) else target.__name__).lower().replace("_", "")
 
 
-def _trace(model: nn.Module, example: Tensor):
-    """The fx graph of `model` and the shape of every tensor in it, leaving the model as it was."""
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside torch.compile and data parallelism."""
+    model = getattr(model, "_orig_mod", model)
+    return model.module if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) else model
+
+
+@contextlib.contextmanager
+def mode_of(model: nn.Module, training: bool):
+    """The model in training or eval mode, and afterwards every module as it was."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield model.train(training)
+    finally:
+        for module, was in modes.items():
+            module.training = was
+
+
+def trace(model: nn.Module, example: Tensor):
+    """The fx graph of `model` in eval mode and the shape of every tensor in it, leaving the model as it was.
+
+    Raises ValueError for whatever the network's own code raises.
+    """
     from torch.fx.passes.shape_prop import ShapeProp
 
     if not isinstance(example, Tensor):
         raise ValueError("neuron_groups needs an example, a batch of the network's inputs, to follow it")
-    modes = {module: module.training for module in model.modules()}
-    model.eval()  # so that the pass changes no running statistics
-    try:
-        with torch.no_grad():
+    trouble = f"{type(model).__name__} doesn't take the example of shape {list(example.shape)}"
+    with mode_of(model, training=False), torch.no_grad():  # eval: the pass changes no running statistics
+        try:
             model(example)
-    except (RuntimeError, ValueError, TypeError) as error:
-        for module, training in modes.items():
-            module.training = training
-        shape, why = list(example.shape), str(error).splitlines()[0]
-        raise ValueError(f"{type(model).__name__} doesn't take the example of shape {shape}: {why}") from None
-    try:
-        traced = torch.fx.symbolic_trace(model)
-        with torch.no_grad():
-            ShapeProp(traced).propagate(example)
-    except (RuntimeError, ValueError, TypeError, torch.fx.proxy.TraceError) as error:
-        raise ValueError(f"torch.fx can't trace {type(model).__name__}: {str(error).splitlines()[0]}") from None
-    finally:
-        for module, training in modes.items():
-            module.training = training
+            trouble = f"torch.fx can't trace {type(model).__name__}"
+            traced = torch.fx.symbolic_trace(model)
+            with contextlib.redirect_stderr(io.StringIO()):  # on trouble ShapeProp prints a traceback
+                ShapeProp(traced).propagate(example)
+        except Exception as error:
+            why = (str(error).splitlines() or [""])[0]
+            raise ValueError(f"{trouble}: {why or type(error).__name__}") from None
     shapes = {}
     for node in traced.graph.nodes:
         meta = node.meta.get("tensor_meta")
@@ -402,7 +424,7 @@ def collapse_report(
     for group in groups:
         vectors = group.vectors()
         norms = torch.linalg.vector_norm(group.incoming(), dim=1, dtype=torch.float64) if incoming_mask else None
-        vanished, independent = _count(vectors, vanishing, redundant, norms)
+        vanished, independent = _count(vectors, vanishing, redundant, norms, f"{group.name}: vectors")
         rows.append(
             {
                 "name": group.name,

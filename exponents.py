@@ -131,6 +131,8 @@ def exponent(
     has merged (normalised distance below 0.1) at the end of the run itself. All rates are per 1,000 steps. Last,
     processor time of a gradient step, and of one with the exponents of 100 pairs.
     """
+    if min(pairs, seeds, layers, window) < 1:
+        raise ValueError("pairs, seeds, layers and window must be at least 1")
     device = torch.device(device)
     images = Images(core.load_dataset(Run(**network).dataset, data), Run(**network).dataset, device)
     result = {"closed": closed_forms(steps, pair_steps, seed), "runs": []}

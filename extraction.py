@@ -10,14 +10,54 @@ from pathlib import Path
 
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 import core
-from core import Run
-from neurons import cost, plant_collapse, sgd_of, step_batches, trained_network
+from core import Run, neuron_groups
+from neurons import sgd_of, step_batches, trained_network
 from subnetworks import extract_subnetwork
 from training import Images, Team, evaluate, train
+
+
+def plant_collapse(model: nn.Module, example: Tensor, seed: int = 0) -> int:
+    """Put a network onto invariant sets: in each group a quarter of the neurons vanish, a quarter copy others.
+
+    Changes `model` and returns how many neurons it has lost so. To try things on.
+    """
+    generator, lost = torch.Generator().manual_seed(seed), 0
+    for group in neuron_groups(model, example):
+        quarter = group.size // 4
+        gone, copies, originals = torch.randperm(group.size, generator=generator)[: 3 * quarter].view(3, quarter)
+        tensors = [
+            tensor.detach().view(group.size, -1)
+            for slot in (*group.producers, *group.norms)
+            for tensor in (*slot.module._parameters.values(), *slot.module._buffers.values())
+            if tensor is not None and tensor.ndim
+        ]
+        for slot in group.consumers:
+            weight = slot.module.weight.detach()
+            tensors.append(weight.view(len(weight), group.size, -1).transpose(0, 1))
+        for tensor in tensors:
+            tensor[copies], tensor[gone] = tensor[originals], 0.0
+        lost += 2 * quarter
+    return lost
+
+
+def cost(model: nn.Module, images: Tensor) -> dict:
+    """Parameters, FLOPs (two per multiply-add) and milliseconds per image (least of five rounds), in eval mode."""
+    times = []
+    with torch.no_grad():
+        model.eval()
+        with FlopCounterMode(display=False) as counter:
+            model(images[:1])
+        for _ in range(5):
+            start = time.perf_counter()
+            model(images).sum().item()
+            times.append(time.perf_counter() - start)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {"parameters": parameters, "flops": counter.get_total_flops(), "ms": 1000 * min(times) / len(images)}
 
 
 def extract(
@@ -39,6 +79,8 @@ def extract(
     change. `network`: settings of a Run to train and use in place of `runs`.
     """
     device = torch.device(device)
+    if finetune < 0 or not set(planted) <= {"MLP", "VGG-16", "vgg11_bn", "resnet18"}:
+        raise ValueError("finetune must not be negative; planted are MLP, VGG-16, vgg11_bn and resnet18")
     with tempfile.TemporaryDirectory() as folder:
         if network:
             run = Run(**network, seed=seed)

@@ -3,9 +3,10 @@
 The room behind subnetworks.py, extraction.py and exponents.py, on top of `core.neuron_groups`.
 """
 
+import contextlib
+import copy
 import json
 import math
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._pytree import tree_leaves
 
 import core
-from collapse import NeuronGroup, near_pairs, neuron_groups
+from collapse import NeuronGroup, Slot, check_thresholds, mode_of, near_pairs, node_kind, trace
 from training import Images, Run, load_state
 
 
@@ -35,6 +36,15 @@ def neuron_parts(group: NeuronGroup, pick=lambda parameter: parameter.detach()) 
     return parts
 
 
+def check_followed(slot: Slot, verb: str) -> None:
+    """Raises ValueError, naming the layer, where neurons aren't single rows of parameters of the layer's own."""
+    if isinstance(slot.module, nn.GroupNorm | nn.LayerNorm | nn.RMSNorm):
+        raise ValueError(f"can't {verb} {slot.name}: it normalises its neurons together")
+    for name in ("weight", "bias"):
+        if getattr(slot.module, name, None) is not None and name not in slot.module._parameters:
+            raise ValueError(f"can't {verb} {slot.name}: its {name} is computed from other parameters")
+
+
 def clusters(group: NeuronGroup, vanishing: float, redundant: float) -> tuple[Tensor, Tensor]:
     """(gone [n], home [n]): which neurons have vanished, and into which one each neuron merges (itself: it stays).
 
@@ -42,8 +52,9 @@ def clusters(group: NeuronGroup, vanishing: float, redundant: float) -> tuple[Te
     `redundant`, unless others follow it. A batch norm has two vanishing sets, gain, offset and outgoing
     weights zero, or incoming weights, offset and outgoing weights zero, and there a neuron must also be silent: what it
     still says is its offset, which must be below `vanishing` times the largest gain. One neuron always stays.
-    Raises ValueError for NaN or infinite parameters.
+    Raises ValueError for NaN or infinite parameters and impossible thresholds.
     """
+    check_thresholds(vanishing, redundant)
     squares = {
         key: torch.linalg.vector_norm(part.reshape(group.size, -1), dim=1, dtype=torch.float64).square()
         for key, part in neuron_parts(group).items()
@@ -72,28 +83,55 @@ def clusters(group: NeuronGroup, vanishing: float, redundant: float) -> tuple[Te
     return gone, home
 
 
-def plant_collapse(model: nn.Module, example: Tensor, seed: int = 0) -> int:
-    """Put a network onto invariant sets: in each group a quarter of the neurons vanish, a quarter copy others.
+def on_invariant_sets(model: nn.Module, plans: list) -> nn.Module:
+    """A copy with neurons put onto invariant sets: merged ones at their mean, vanished ones without outgoing weights.
 
-    Changes `model` and returns how many neurons it has lost so. To try things on.
+    `plans`: (group, gone, home, ...) as `clusters` finds them. What comes in is averaged (rows, norms' parameters,
+    running statistics). Raises ValueError for a network that can't be copied.
     """
-    generator, lost = torch.Generator().manual_seed(seed), 0
-    for group in neuron_groups(model, example):
-        quarter = group.size // 4
-        gone, copies, originals = torch.randperm(group.size, generator=generator)[: 3 * quarter].view(3, quarter)
-        tensors = [
-            tensor.detach().view(group.size, -1)
-            for slot in (*group.producers, *group.norms)
-            for tensor in (*slot.module._parameters.values(), *slot.module._buffers.values())
-            if tensor is not None and tensor.ndim
-        ]
+    try:
+        copied = copy.deepcopy(model)
+    except RuntimeError as error:
+        raise ValueError(f"can't copy {type(model).__name__}: {str(error).splitlines()[0]}") from None
+    for group, gone, home, *_ in plans:
+        for slot in (*group.producers, *group.norms):
+            module = copied.get_submodule(slot.name)
+            for old in (*module._parameters.values(), *module._buffers.values()):
+                if old is not None and old.ndim:
+                    rows = old.detach().reshape(group.size, -1)
+                    sums = torch.zeros_like(rows).index_add_(0, home, rows)
+                    mean = sums / torch.bincount(home, minlength=group.size).clamp_min(1)[:, None].to(sums.dtype)
+                    old.detach().copy_(mean[home].reshape(old.shape))
         for slot in group.consumers:
-            weight = slot.module.weight.detach()
-            tensors.append(weight.view(len(weight), group.size, -1).transpose(0, 1))
-        for tensor in tensors:
-            tensor[copies], tensor[gone] = tensor[originals], 0.0
-        lost += 2 * quarter
-    return lost
+            weight = copied.get_submodule(slot.name).weight.detach()
+            columns = torch.where(gone[:, None], 0, weight.reshape(len(weight), group.size, -1))
+            weight.copy_(columns.reshape(weight.shape))
+    return copied
+
+
+def check_same(whole: nn.Module, smaller: nn.Module, example: Tensor) -> None:
+    """Raises ValueError unless two networks compute the same in eval mode, on inputs like the example.
+
+    They don't where the network's code holds a size, or reads one off its tensors.
+    """
+    inputs = torch.randn_like(example) if example.is_floating_point() else example
+    place = type(whole).__name__
+    try:
+        with mode_of(whole, training=False), mode_of(smaller, training=False), torch.no_grad():
+            before = tree_leaves(whole(inputs))
+            after = tree_leaves(torch.fx.Interpreter(torch.fx.symbolic_trace(smaller)).run(inputs))
+    except Exception as error:
+        words = str(error).split("While executing ")
+        why = (
+            f"{words[-1].splitlines()[0]} fails ({words[0].strip().splitlines()[0]})"
+            if words[0]
+            else type(error).__name__
+        )
+        raise ValueError(f"the smaller network doesn't run, a size is written into {place}'s code: {why}") from None
+    for one, other in zip(before, after, strict=True):
+        near = torch.finfo(one.dtype).eps ** 0.5 * one.abs().max() if isinstance(one, Tensor) else 0
+        if isinstance(one, Tensor) and (one.shape != other.shape or not (one - other).abs().max() <= near):
+            raise ValueError(f"the smaller network is another function: {place}'s code uses the size of a layer")
 
 
 # ======================================================================================
@@ -108,28 +146,78 @@ def plant_collapse(model: nn.Module, example: Tensor, seed: int = 0) -> int:
 # are channels of one small network, and a jvp of its gradient moves them all.
 
 
-def channel_nodes(model: nn.Module, group: NeuronGroup) -> list:
+def as_trained(model: nn.Module) -> contextlib.AbstractContextManager:
+    """The model in the mode it is trained in: modules that were set to eval in a training model stay so."""
+    return contextlib.nullcontext() if model.training else mode_of(model, training=True)
+
+
+RESHAPES = ("flatten", "view", "reshape", "squeeze")
+
+
+def channel_nodes(model: nn.Module, group: NeuronGroup, example: Tensor) -> list:
     """The fx nodes, in order, that the group's channels run through, from producers to consumers.
 
     Raises ValueError, naming the layer, where a neuron's channel is not its own.
     """
-    graph = torch.fx.symbolic_trace(model).graph
-    calls = [node.target for node in graph.nodes if node.op == "call_module"]
+    modules = dict(model.named_modules())
+    graph, shapes = trace(model, example)
     first, last = ({slot.name for slot in slots} for slots in (group.producers, group.consumers))
+
+    def refuse(name, why):
+        raise ValueError(f"collapse_exponent can't follow {name}: {why}")
+
+    def path(graph, tensors):
+        nodes = []
+        for node in graph.nodes:
+            called = node.op == "call_module"
+            fed = any(p in nodes and not (p.op == "call_module" and p.target in last) for p in node.all_input_nodes)
+            if (called and node.target in first) or (fed and node.op != "output" and node.name in tensors):
+                nodes.append(node)
+        return nodes
+
+    calls = [node.target for node in graph.nodes if node.op == "call_module"]
     for slot in (*group.producers, *group.norms, *group.consumers):
         if calls.count(slot.name) > 1 or slot.name in first & last:
-            raise ValueError(f"collapse_exponent can't follow {slot.name}: a group of neurons runs through it twice")
-        if isinstance(slot.module, nn.GroupNorm | nn.LayerNorm | nn.RMSNorm):
-            raise ValueError(f"collapse_exponent can't follow {slot.name}: it couples the neurons it normalises")
-    nodes = []
-    for node in graph.nodes:
-        fed = any(parent in nodes and parent.target not in last for parent in node.all_input_nodes)
-        if node.target in first or (fed and node.op != "output"):
-            nodes.append(node)
-            module = model.get_submodule(node.target) if node.op == "call_module" else None
-            if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
-                raise ValueError(f"collapse_exponent can't follow {node.target}: it drops each neuron by itself")
+            refuse(slot.name, "a group of neurons runs through it twice")
+        check_followed(slot, "predict through")
+    nodes = path(graph, {node.name for node in shapes})
+    for node in nodes:
+        module = modules[node.target] if node.op == "call_module" else None
+        kind = node_kind(node, modules)
+        if ("dropout" in kind or "stochasticdepth" in kind) and getattr(module, "p", 1) > 0:
+            refuse(node.target if module else node.name, "it drops each neuron by itself")
+        own = kind in RESHAPES or (module and node.target in first)
+        if not own and any(parent not in nodes for parent in node.all_input_nodes):
+            refuse(node.target if module else node.name, "it takes a size or a tensor from outside the group")
+    with as_trained(model):
+        for slot in group.norms:
+            if isinstance(slot.module, _BatchNorm) and not slot.module.training:
+                refuse(slot.name, "its statistics are frozen (eval mode)")
+        try:
+            graph = torch.fx.symbolic_trace(model).graph
+        except Exception as error:
+            raise ValueError(f"torch.fx can't trace {type(model).__name__} in training mode: {error}") from None
+    if [str(n.format_node()) for n in path(graph, {n.name for n in shapes})] != [str(n.format_node()) for n in nodes]:
+        refuse(group.name, "its neurons run otherwise in training mode (a functional dropout?)")
     return nodes
+
+
+def behind_batch_norm(nodes: list, modules: dict, group: NeuronGroup) -> set[str]:
+    """The group's producers whose channels reach the consumers through batch norms alone."""
+    last, found = {slot.name for slot in group.consumers}, set()
+
+    def reaches(node):
+        called = node.op == "call_module"
+        if called and node.target in last:
+            return True
+        return not isinstance(modules.get(node.target) if called else None, _BatchNorm) and any(
+            map(reaches, (user for user in node.users if user in nodes))
+        )
+
+    for node in nodes:
+        if node.op == "call_module" and node.target in {slot.name for slot in group.producers} and not reaches(node):
+            found.add(node.target)
+    return found
 
 
 def contribution(vectors: Tensor, shapes: dict, nodes: list, modules: dict, inputs: dict, gradients: dict) -> Tensor:
@@ -145,22 +233,48 @@ def contribution(vectors: Tensor, shapes: dict, nodes: list, modules: dict, inpu
     parts = {key: part.reshape(-1, *shape) for (key, shape), part in zip(shapes.items(), parts, strict=True)}
     values, total = {}, 0.0
     for node in nodes:
-        module = modules[node.target] if node.op == "call_module" else None
-        weight, bias = (parts.get((node.target, name)) for name in ("weight", "bias"))
-        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.get)
-        if (node.target, "columns") in parts:
-            columns = parts[node.target, "columns"].transpose(0, 1).flatten(1, 2)
-            total = total + (layer(module, args[0], columns) * gradients[node.target]).sum()
+        name = node.target if node.op == "call_module" else None
+        module, kind = modules.get(name), node_kind(node, modules)
+        weight, bias = (parts.get((name, what)) for what in ("weight", "bias"))
+        x = next((values[parent] for parent in node.all_input_nodes if parent in values), None)
+        if (name, "columns") in parts:
+            columns = parts[name, "columns"].transpose(0, 1).flatten(1, 2)
+            total = total + (layer(module, x, columns) * gradients[name]).sum()
         elif isinstance(module, _BatchNorm):
-            values[node] = F.batch_norm(args[0], None, None, flat(weight), flat(bias), True, 0.0, module.eps)
+            values[node] = F.batch_norm(x, None, None, flat(weight), flat(bias), True, 0.0, module.eps)
         elif isinstance(module, nn.PReLU):
-            values[node] = F.prelu(args[0], module.weight if weight is None else flat(weight))
+            values[node] = F.prelu(x, module.weight if weight is None else flat(weight))
         elif weight is not None:
-            values[node] = layer(module, inputs[node.target], weight, bias)
+            values[node] = layer(module, inputs[name], weight, bias)
+        elif kind in RESHAPES:  # its sizes are written for all neurons: neuron_groups has found it to be this
+            values[node] = x.flatten(1) if len(node.meta["tensor_meta"].shape) < x.ndim else x
         else:
-            act = getattr(type(args[0]), node.target) if node.op == "call_method" else module or node.target
+            args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.get)
+            act = getattr(type(x), node.target) if node.op == "call_method" else module or node.target
             values[node] = act(*args, **kwargs)
     return total
+
+
+def tangent_step(delta: Tensor, speed: Tensor, before: Tensor, product: Tensor, rate, momentum, decay):
+    """One step of small distances [sets, d] and their velocities, `product` the Hessian times delta.
+
+    Returns the next (delta, speed, kick), scaled to |delta| = 1, and per set: growth of log|delta|, its parts by
+    curvature, noise and decay, and the log length of the slow variable before the step. `before`: the last kick.
+    """
+    # The slow variable of SGD: where its velocity will have carried delta; it moves by -eta (H + decay) delta
+    eta = rate / (1 - momentum)
+    slow = delta - eta * momentum * speed
+    ahead = slow.norm(dim=1)
+    slow, kick = slow / ahead[:, None], eta * product / ahead[:, None]
+    q, change = (slow * kick).sum(1), kick - before
+    second = kick.square().sum(1) / 2 - q.square()
+    noise = change.square().sum(1) / 4 - (q - (slow * before).sum(1)).square() / 2
+    lost = -eta * decay * (slow * delta).sum(1) / ahead
+    speed = momentum * speed + product + decay * delta
+    delta = delta - rate * speed
+    size = delta.norm(dim=1)
+    state = delta / size[:, None], speed / size[:, None], kick
+    return state, (size.log(), second - noise - q, noise, lost, ahead.log())
 
 
 # ======================================================================================
@@ -197,18 +311,3 @@ def step_batches(images: Images, run: Run, first: int, last: int) -> Iterator[tu
 def sgd_of(model: nn.Module, run: Run) -> torch.optim.SGD:
     """The optimizer of a run, without the momentum it had."""
     return torch.optim.SGD(model.parameters(), run.learning_rate, run.momentum, weight_decay=run.weight_decay)
-
-
-def cost(model: nn.Module, images: Tensor) -> dict:
-    """Parameters, FLOPs (two per multiply-add) and milliseconds per image (least of five rounds), in eval mode."""
-    times = []
-    with torch.no_grad():
-        model.eval()
-        with FlopCounterMode(display=False) as counter:
-            model(images[:1])
-        for _ in range(5):
-            start = time.perf_counter()
-            model(images).sum().item()
-            times.append(time.perf_counter() - start)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return {"parameters": parameters, "flops": counter.get_total_flops(), "ms": 1000 * min(times) / len(images)}

@@ -15,6 +15,7 @@ Times are for one CPU core. `exponent` first trains its two networks: 18 minutes
 `causes` uses the first of them.
 """
 
+import contextlib
 import copy
 import importlib
 import math
@@ -30,12 +31,19 @@ from torch.func import grad, jvp
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from collapse import unwrapped
 from core import collapse_report, neuron_groups, run_script
 from neurons import (
+    as_trained,
+    behind_batch_norm,
     channel_nodes,
+    check_followed,
+    check_same,
     clusters,
     contribution,
     neuron_parts,
+    on_invariant_sets,
+    tangent_step,
     trained_network,
 )
 from training import load_state
@@ -55,97 +63,54 @@ def extract_subnetwork(model: nn.Module, example: Tensor, vanishing: float = 0.1
     it was, with a warning that says so.
 
     Raises ValueError, naming the layer, for what can't be followed (`core.neuron_groups`), norms that
-    couple neurons, weights computed from other parameters, and shapes written into the network's code.
+    couple neurons and weights computed from other parameters, and for networks whose code uses the sizes of layers.
     """
-    smaller, rows, plans = copy.deepcopy(model), [], []
-    for group in neuron_groups(smaller, example):
+    model, counts, plans = unwrapped(model), [], []
+    for group in neuron_groups(model, example):
         for slot in (*group.producers, *group.norms, *group.consumers):
-            if isinstance(slot.module, nn.GroupNorm | nn.LayerNorm | nn.RMSNorm):
-                raise ValueError(f"can't extract through {slot.name}: it normalises its neurons together")
-            if "weight" not in slot.module._parameters:
-                raise ValueError(f"can't extract through {slot.name}: its weight is computed from other parameters")
+            check_followed(slot, "extract through")
         gone, home = clusters(group, vanishing, redundant)
         kept = (~gone & (home == torch.arange(group.size, device=home.device))).nonzero()[:, 0]
         merged = group.size - len(kept) - int(gone.sum())
-        rows.append({"name": group.name, "width": group.size, "vanished": int(gone.sum()), "merged": merged})
-        rows[-1]["kept"] = len(kept)
+        counts.append({"name": group.name, "width": group.size, "vanished": int(gone.sum()), "merged": merged})
+        counts[-1]["kept"] = len(kept)
         if len(kept) < group.size:
-            plans.append((group, (~gone).nonzero()[:, 0], torch.searchsorted(kept, home[~gone]), len(kept)))
-    smaller.extraction = rows
+            plans.append((group, gone, home, kept))
+    whole = on_invariant_sets(model, plans)
+    smaller = copy.deepcopy(whole)
+    smaller.extraction = counts
     if not plans:
         warnings.warn(f"nothing to extract at vanishing={vanishing}, redundant={redundant}: unchanged", stacklevel=2)
         return smaller
-
-    def fold(tensor, left, into, count, mean):  # along the first dimension
-        folded = tensor.new_zeros(count, *tensor.shape[1:]).index_add_(0, into, tensor.detach()[left])
-        sizes = torch.bincount(into, minlength=count).to(tensor.dtype)
-        return folded / sizes.view(-1, *[1] * (tensor.ndim - 1)) if mean else folded
 
     def replace(module, name, new):
         old = getattr(module, name)
         setattr(module, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
 
-    for group, *into in plans:
+    for group, gone, home, kept in plans:
         for slot in (*group.producers, *group.norms):
-            for name, old in [*slot.module._parameters.items(), *slot.module._buffers.items()]:
+            module = smaller.get_submodule(slot.name)
+            for name, old in [*module._parameters.items(), *module._buffers.items()]:
                 if old is not None and old.ndim:
-                    rows_of = old.detach().reshape(group.size, *([-1] if slot.block > 1 else old.shape[1:]))
-                    new = fold(rows_of, *into, mean=True)
-                    replace(slot.module, name, new.flatten() if slot.block > 1 else new)
-            for name in {"out_channels", "out_features", "num_features", "num_parameters"} & vars(slot.module).keys():
-                setattr(slot.module, name, into[2] * slot.block)
+                    rows = old.detach().reshape(group.size, slot.block, *old.shape[1:])
+                    replace(module, name, rows[kept].flatten(0, 1))
+            for name in {"out_channels", "out_features", "num_features", "num_parameters"} & vars(module).keys():
+                setattr(module, name, len(kept) * slot.block)
         for slot in group.consumers:
-            old = slot.module.weight.detach()
-            columns = old.reshape(len(old), group.size, slot.block, *old.shape[2:]).transpose(0, 1)
-            new = fold(columns, *into, mean=False).transpose(0, 1).flatten(1, 2).contiguous()
-            replace(slot.module, "weight", new)
-            setattr(slot.module, "in_features" if new.ndim == 2 else "in_channels", new.shape[1])
-    modes = {module: module.training for net in (model, smaller) for module in net.modules()}
-    try:
-        with torch.no_grad():
-            before, after = (
-                model.eval()(example),
-                torch.fx.Interpreter(torch.fx.symbolic_trace(smaller.eval())).run(example),
-            )
-        why = "" if before.shape == after.shape else f"its output has shape {list(after.shape)}"
-    except RuntimeError as error:
-        words = str(error).split("While executing ")
-        why = f"{words[-1].splitlines()[0]} fails ({words[0].strip().splitlines()[0]})"
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    if why:
-        raise ValueError(
-            f"the smaller network doesn't run, a size is written into {type(model).__name__}'s code: {why}"
-        )
+            module = smaller.get_submodule(slot.name)
+            old = module.weight.detach()
+            columns = old.reshape(len(old), group.size, slot.block, *old.shape[2:])[:, ~gone]
+            new = columns.new_zeros(len(old), len(kept), *columns.shape[2:])
+            new = new.index_add_(1, torch.searchsorted(kept, home[~gone]), columns).flatten(1, 2)
+            replace(module, "weight", new)
+            setattr(module, "in_features" if new.ndim == 2 else "in_channels", new.shape[1])
+    check_same(whole, smaller, example)
     return smaller
 
 
 # ======================================================================================
 # Predict: the top Lyapunov exponent of SGD normal to an invariant set
 # ======================================================================================
-
-
-def tangent_step(delta: Tensor, speed: Tensor, before: Tensor, product: Tensor, rate, momentum, decay):
-    """One step of small distances [sets, d] and their velocities, `product` the Hessian times delta.
-
-    Returns the next (delta, speed, kick), scaled to |delta| = 1, and per set: growth of log|delta|, its parts by
-    curvature, noise and decay, and the log length of the slow variable before the step. `before`: the last kick.
-    """
-    # The slow variable of SGD: where its velocity will have carried delta; it moves by -eta (H + decay) delta
-    eta = rate / (1 - momentum)
-    slow = delta - eta * momentum * speed
-    ahead = slow.norm(dim=1)
-    slow, kick = slow / ahead[:, None], eta * product / ahead[:, None]
-    q, change = (slow * kick).sum(1), kick - before
-    second = kick.square().sum(1) / 2 - q.square()
-    noise = change.square().sum(1) / 4 - (q - (slow * before).sum(1)).square() / 2
-    lost = -eta * decay * (slow * delta).sum(1) / ahead
-    speed = momentum * speed + product + decay * delta
-    delta = delta - rate * speed
-    size = delta.norm(dim=1)
-    state = delta / size[:, None], speed / size[:, None], kick
-    return state, (size.log(), second - noise - q, noise, lost, ahead.log())
 
 
 def collapse_exponent(
@@ -174,8 +139,8 @@ def collapse_exponent(
     (stochastic attractivity in Stochastic Collapse); in many the part of Hu across u repels. And [steps, sets]:
     `growth` of log|delta|, and `log_distance` of the neurons themselves to the set, before each step.
 
-    Raises ValueError, naming the layer, for groups it can't follow, sets that aren't invariant and chunks that
-    a batch norm would see.
+    Raises ValueError, naming the layer, for groups it can't follow or that the optimizer doesn't train whole, sets
+    that aren't invariant and chunks that a batch norm would see.
     """
     keys, others = ("lr", "momentum", "weight_decay"), ("nesterov", "dampening", "maximize")
     settings = {tuple(map(group.get, keys)) for group in optimizer.param_groups}
@@ -185,7 +150,10 @@ def collapse_exponent(
             "collapse_exponent linearises torch.optim.SGD with one setting for all parameters, "
             "no Nesterov, no dampening, no maximize"
         )
-    modules, trained, batches = dict(model.named_modules()), model.training, iter(batches)
+    if not 0 <= settings.copy().pop()[1] < 1:
+        raise ValueError("collapse_exponent needs a momentum from 0 to below 1")
+    model = unwrapped(model)
+    modules, batches = dict(model.named_modules()), iter(batches)
     batch, buffers = next(batches, None), {name: buffer.clone() for name, buffer in model.named_buffers()}
     if batch is None:
         raise ValueError("collapse_exponent needs at least one batch")
@@ -193,19 +161,21 @@ def collapse_exponent(
     if coupled:
         raise ValueError(f"collapse_exponent can't take batches in chunks: {coupled[0]} couples their examples")
     groups = {group.name: group for group in neuron_groups(model, batch[0][:2])}
-    if sets.keys() - groups.keys():
+    if not sets or sets.keys() - groups.keys():
         raise ValueError(f"no group of neurons {', '.join(sets.keys() - groups.keys())}; there are {', '.join(groups)}")
-    inputs, gradients, hooks, jobs, states, steps = {}, {}, [], {}, {}, []
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    inputs, gradients, jobs, states, steps = {}, {}, {}, {}, []
 
     def watch(slot, is_producer):
-        def keep_input(module, args):
-            inputs[slot.name] = args[0].detach()
+        def keep_input(module, args, kwargs):
+            inputs[slot.name] = (*args, *kwargs.values())[0].detach()
 
         def keep_gradient(module, args, output):
             output.register_hook(lambda gradient: gradients.update({slot.name: gradient}))
 
-        register = slot.module.register_forward_pre_hook if is_producer else slot.module.register_forward_hook
-        hooks.append(register(keep_input if is_producer else keep_gradient))
+        if is_producer:
+            return slot.module.register_forward_pre_hook(keep_input, with_kwargs=True)
+        return slot.module.register_forward_hook(keep_gradient)
 
     def split(group, index, free, pick=lambda parameter: parameter.detach()):
         """The points of the sets nearest to the neurons, and the neurons' distances to them."""
@@ -217,20 +187,33 @@ def collapse_exponent(
         buffer = optimizer.state[parameter].get("momentum_buffer")
         return torch.zeros_like(parameter) if buffer is None else buffer.detach()
 
-    for name, index in sets.items():
-        group, nodes, index = groups[name], channel_nodes(model, groups[name]), torch.as_tensor(index)
-        if not ((index >= 0) & (index < group.size)).all() or (index.ndim == 2 and (index[:, 0] == index[:, 1]).any()):
-            raise ValueError(f"the sets of {name} must be of different neurons from 0 to {group.size - 1}")
-        shapes = {key: part.shape[1:] for key, part in neuron_parts(group).items()}
-        normed = {n.all_input_nodes[0].target for n in nodes if isinstance(modules.get(n.target), _BatchNorm)}
-        normal = [index.ndim == 2 or key[1] == "columns" or key[0] not in normed for key in shapes]
-        sizes = torch.tensor([math.prod(shape) for shape in shapes.values()])
-        free = torch.tensor(normal).repeat_interleave(sizes).to(batch[0].device)
-        jobs[name] = group, index, nodes, shapes, free
-        for slot in (*group.producers, *group.consumers):
-            watch(slot, slot in group.producers)
-    try:
-        model.train()
+    def restore():
+        for name, buffer in model.named_buffers() if frozen or not steps else ():
+            buffer.copy_(buffers[name])
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(as_trained(model))
+        stack.callback(restore)
+        for name, index in sets.items():
+            group, nodes, index = groups[name], channel_nodes(model, groups[name], batch[0][:2]), torch.as_tensor(index)
+            if index.is_floating_point() or index.dtype == torch.bool or tuple(index.shape[1:]) not in ((), (2,)):
+                raise ValueError(f"the sets of {name} must be integers, [S, 2] pairs or [S] neurons")
+            pairs = index.ndim == 2
+            if not ((index >= 0) & (index < group.size)).all() or (pairs and (index[:, 0] == index[:, 1]).any()):
+                raise ValueError(f"the sets of {name} must be of different neurons from 0 to {group.size - 1}")
+            shapes, normed = {}, behind_batch_norm(nodes, modules, group)
+            for (layer, what), part in neuron_parts(group).items():
+                parameter = getattr(modules[layer], what.replace("columns", "weight"))
+                if not parameter.requires_grad or id(parameter) not in held:
+                    raise ValueError(f"collapse_exponent can't follow {layer}: the optimizer doesn't train all of it")
+                shapes[layer, what] = part.shape[1:]
+            normal = [pairs or key[1] == "columns" or key[0] not in normed for key in shapes]
+            sizes = torch.tensor([math.prod(shape) for shape in shapes.values()])
+            free = torch.tensor(normal).repeat_interleave(sizes).to(batch[0].device)
+            jobs[name] = group, index, nodes, shapes, free
+        for group, *_ in jobs.values():
+            for slot in (*group.producers, *group.consumers):
+                stack.callback(watch(slot, slot in group.producers).remove)
         while batch is not None:
             rate, momentum, decay = (optimizer.param_groups[0][key] for key in keys)
             row, nearest, products = [], {}, {}
@@ -244,8 +227,12 @@ def collapse_exponent(
                     states[name] = delta / size, speed / size, torch.zeros_like(delta)
             optimizer.zero_grad()
             for x, labels in zip(*(part.split(chunk or len(part)) for part in batch), strict=True):
+                gradients.clear()
                 (loss(model(x), labels) * (len(x) / len(batch[0]))).backward()
-                for name, (_, index, nodes, shapes, free) in jobs.items():
+                for name, (group, index, nodes, shapes, free) in jobs.items():
+                    unseen = [slot.name for slot in group.consumers if slot.name not in gradients]
+                    if unseen:
+                        raise ValueError(f"collapse_exponent can't follow {unseen[0]}: the loss doesn't depend on it")
 
                     def slope(vectors, nodes=nodes, shapes=shapes):
                         return grad(contribution)(vectors, shapes, nodes, modules, inputs, gradients)
@@ -265,13 +252,6 @@ def collapse_exponent(
             if not frozen:
                 optimizer.step()
             batch = next(batches, None)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        model.train(trained)
-        if frozen:
-            for name, buffer in model.named_buffers():
-                buffer.copy_(buffers[name])
     growth, curvature, noise, decay, ahead, distance = torch.stack(steps, 1).double()
     late = slice(len(growth) // 5, -1 if len(growth) > 1 else None)
     slow = torch.cat([growth[:-1] + ahead.diff(dim=0), growth[-1:]])[late]  # of the slow one: without momentum's swing
@@ -297,32 +277,38 @@ def measure(
         network, shape = trained_network(Path(run), None, device)[1], (3, 32, 32)
     else:
         shape = [int(size) if size.isdecimal() else 0 for size in input.split(",")]
-        if min(shape) < 1:
+        if not 0 < min(shape) <= math.prod(shape) < 2**31:
             raise ValueError(f"--input {input}: expected positive numbers with commas, as 3,224,224")
         sys.path.insert(0, os.getcwd())  # for networks of one's own
         try:
             module, _, function = model.partition(":")
             torch.manual_seed(seed)
             network = getattr(importlib.import_module(module), function)()
-        except (ImportError, AttributeError, TypeError, ValueError) as error:
-            raise ValueError(f"can't make --model {model}: {' '.join(str(error).split())[:200]}") from None
-        if not isinstance(network, nn.Module):
-            raise ValueError(f"can't make --model {model}: it returns {type(network).__name__}, no nn.Module")
+        except Exception as error:  # whatever that code raises
+            why = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ValueError(f"can't make --model {model}: {why}") from None
+        if not isinstance(network, nn.Module) or next(network.parameters(), None) is None:
+            raise ValueError(
+                f"can't make --model {model}: it returns {type(network).__name__}, no nn.Module with parameters"
+            )
         network.to(device)
         if weights:
             state = load_state(Path(weights), device)
-            state = state.get("state_dict", state.get("model", state)) if isinstance(state, dict) else {}
-            state = {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in state.items()}
             try:
+                state = state.get("state_dict", state.get("model", state))
+                state = {name.removeprefix("module.").removeprefix("_orig_mod."): state[name] for name in state}
                 network.load_state_dict(state)
-            except (RuntimeError, TypeError) as error:
+            except (RuntimeError, TypeError, AttributeError, LookupError) as error:
                 why = " ".join(str(error).split())[:200]
                 raise ValueError(f"{weights}, expected to be a state_dict of {model}, doesn't fit: {why}") from None
+    if len(redundant) != 1:
+        raise ValueError(f"measure takes one --redundant, not {len(redundant)}")
     example = torch.zeros(2, *shape, device=device)
-    report, share = collapse_report(network, example, vanishing, redundant[0]), {}
+    report, share, slots = collapse_report(network, example, vanishing, redundant[0]), {}, []
     for group, row in zip(neuron_groups(network, example), report, strict=True):
         gone, home = clusters(group, vanishing, redundant[0])
         row["kept"] = int((~gone & (home == torch.arange(group.size, device=device))).sum())
+        slots += [*group.producers, *group.norms, *group.consumers]
         held = [p for slot in (*group.producers, *group.norms) for p in slot.module.parameters(recurse=False)]
         for parameter in (*held, *(slot.module.weight for slot in group.consumers)):
             share[parameter] = share.get(parameter, 1) * row["kept"] / group.size
@@ -330,7 +316,13 @@ def measure(
               " effective rank {effective_rank:7.1f} kept {kept:5}".format(**row))  # fmt: skip
     total = sum(parameter.numel() for parameter in network.parameters())
     needed = round(sum(parameter.numel() * share.get(parameter, 1) for parameter in network.parameters()))
-    print(f"{total:,} parameters, of which the simpler network needs {needed:,} ({needed / total:.1%})")
+    try:
+        for slot in slots:
+            check_followed(slot, "extract through")
+        print(f"{total:,} parameters, of which the simpler network needs {needed:,} ({needed / total:.1%})")
+    except ValueError as error:
+        needed = None
+        print(f"{total:,} parameters; no simpler network: {error}")
     return {"report": report, "parameters": total, "needed": needed}
 
 

@@ -20,7 +20,8 @@ import core
 import exponents
 import extraction
 import subnetworks
-from neurons import plant_collapse, trained_network
+from extraction import plant_collapse
+from neurons import trained_network
 from subnetworks import collapse_exponent, extract_subnetwork
 from training import Images
 
@@ -159,6 +160,15 @@ def test_a_layer_called_twice_is_followed_and_a_shared_parameter_refused():
         extract_subnetwork(model, torch.randn(2, 24))
 
 
+class Scaled(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    def forward(self, x):
+        h = self[1](self[0](x))
+        return self[2](h / h.shape[1] ** 0.5)
+
+
 class Viewed(nn.Module):
     def __init__(self):
         super().__init__()
@@ -180,14 +190,34 @@ class Viewed(nn.Module):
         ),
         (nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.Conv2d(8, 3, 3)), (4, 8, 8), "follow 0 .*grouped"),
         (Viewed(), (3, 4, 4), "written into Viewed's code.*view"),
+        (Scaled(), (6,), "Scaled's code uses the size of a layer"),
     ],
 )
 def test_what_cannot_be_extracted_is_refused_by_name(model, shape, words):
     x = torch.randn(2, *shape)
-    if isinstance(model, Viewed):
+    if isinstance(model, Viewed | Scaled):
         plant_collapse(model, x)
     with pytest.raises(ValueError, match=words):
         extract_subnetwork(model, x)
+    for thresholds in ((2.0, 0.1), (0.1, 9.0), (-1.0, 0.1), (0.1, math.nan)):
+        with pytest.raises(ValueError, match="thresholds must be"):
+            extract_subnetwork(mlp(), torch.randn(2, 10), *thresholds)
+
+
+def test_several_outputs_a_softmax_and_frozen_layers_are_kept():
+    class Heads(nn.Sequential):
+        def forward(self, x):
+            h = torch.mean(self[1](self[0](x)) ** 2, axis=(2, 3))
+            return {"classes": F.log_softmax(self[2](h), dim=1), "values": [self[3](h), None]}
+
+    model, x = Heads(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Linear(8, 3), nn.Linear(8, 2)), torch.randn(4, 3, 5, 5)
+    assert [group.name for group in core.neuron_groups(model, x)] == ["0"]
+    model[0].requires_grad_(False)
+    plant_collapse(model, x)
+    smaller = extract_subnetwork(model, x, 1e-6, 1e-6)
+    torch.testing.assert_close(smaller(x)["classes"], model(x)["classes"])
+    torch.testing.assert_close(smaller(x)["values"][0], model(x)["values"][0])
+    assert smaller[0].out_channels == 4 and not smaller[0].weight.requires_grad and smaller[2].weight.requires_grad
 
 
 def test_nothing_to_extract_is_said():
@@ -270,6 +300,132 @@ def test_linearised_steps_are_those_of_sgd_itself(kind, norm, activation):
     moved = found["log_distance"].diff(dim=0)
     assert moved.shape == (11, 3 * len(sets)) and moved.abs().max() > 0.01
     torch.testing.assert_close(found["growth"][:-1], moved, rtol=0, atol=2e-4)
+
+
+class Named(nn.Module):
+    """Layers named as fx names other nodes and called by keyword; sizes written into views and read off; two heads."""
+
+    def __init__(self):
+        super().__init__()
+        self.output, self.mean, self.tanh = nn.Conv2d(2, 6, 3), nn.Conv2d(6, 5, 3, padding=1), nn.Linear(216, 7)
+        self.last, self.size = nn.Linear(7, 3), nn.Linear(5, 2)
+
+    def forward(self, x):
+        x = self.output(input=x).tanh()
+        pooled = self.mean(x).tanh().mean((2, 3))
+        x = self.tanh(input=x.view(-1, 216)).tanh()
+        return {"classes": self.last(x.view(x.size(0), -1)), "rest": self.size(pooled)}
+
+
+class LateNorms(nn.Sequential):
+    """Batch norms that don't follow their layers directly."""
+
+    def __init__(self):
+        first = nn.Conv2d(2, 6, 3), nn.Identity(), nn.BatchNorm2d(6), nn.GELU()
+        second = nn.Conv2d(6, 5, 3), nn.GELU(), nn.Dropout(0.0), nn.BatchNorm2d(5), nn.Flatten()
+        super().__init__(*first, *second, nn.Linear(80, 3))
+
+
+def both_heads(output, labels):
+    return F.cross_entropy(output["classes"], labels) + output["rest"].square().mean()
+
+
+@pytest.mark.parametrize("kind", ["pair", "neuron"])
+@pytest.mark.parametrize("make, loss", [(Named, both_heads), (LateNorms, F.cross_entropy)])
+def test_networks_as_people_write_them_are_followed(kind, make, loss):
+    model, x, y = make().double(), torch.randn(12, 8, 2, 8, 8, dtype=torch.float64), torch.randint(3, (12, 8))
+    sets = close_neurons(model, x[0], kind)
+    sgd = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=0.05)
+    found = collapse_exponent(nn.DataParallel(model), sets, zip(x, y, strict=True), sgd, loss)
+    moved = found["log_distance"].diff(dim=0)
+    torch.testing.assert_close(found["growth"][:-1], moved, rtol=0, atol=2e-4)
+    assert moved.abs().max() > 0.01
+
+    plant_collapse(model, x[0])
+    before = model.eval()(x[0])
+    for wrapped in (nn.DataParallel(model), torch.compile(model, backend="eager")):
+        if make is Named:
+            with pytest.raises(ValueError, match="a size is written into Named's code"):
+                extract_subnetwork(wrapped, x[0], 1e-6, 1e-6)
+            continue
+        after = extract_subnetwork(wrapped, x[0], 1e-6, 1e-6)(x[0])
+        torch.testing.assert_close(after, before)
+
+
+class Odd(nn.Module):
+    """A small network with something `between` its two layers."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.a, self.b, self.between = nn.Linear(10, 8), nn.Linear(8, 5), between
+
+    def forward(self, x):
+        return self.b(self.between(self, torch.relu(self.a(x))))
+
+
+class Same(nn.Module):
+    def forward(self, net, h):
+        return h
+
+
+class ByWidth(nn.Module):
+    def forward(self, net, h):
+        return h / h.shape[1] ** 0.5
+
+
+class InTraining(nn.Module):
+    def forward(self, net, h):
+        return h / h.norm(dim=1, keepdim=True) if net.training else h
+
+
+class Dropped(nn.Module):
+    def __init__(self, always):
+        super().__init__()
+        self.always = always
+
+    def forward(self, net, h):
+        return F.dropout(h, 0.5, True if self.always else self.training)
+
+
+def frozen(model, name):
+    model.get_parameter(name).requires_grad_(False)
+    return model
+
+
+def partly_in_eval_mode():
+    model = nn.Sequential(nn.Linear(10, 8), nn.BatchNorm1d(8), nn.Linear(8, 5))
+    model[1].eval()
+    return model
+
+
+UNPREDICTABLE = {
+    "it takes a size": lambda: Odd(ByWidth()),
+    "run otherwise in training mode": lambda: Odd(InTraining()),
+    "dropout: it drops each neuron by itself": lambda: Odd(Dropped(always=False)),
+    "dropout: it drops each neuron": lambda: Odd(Dropped(always=True)),
+    "b: the optimizer doesn't train": lambda: frozen(Odd(Same()), "b.weight"),
+    "a: the optimizer doesn't train": lambda: frozen(Odd(Same()), "a.bias"),
+    "1: its statistics are frozen": partly_in_eval_mode,
+    "through 0: its weight is computed": lambda: nn.Sequential(
+        torch.nn.utils.parametrizations.weight_norm(nn.Linear(10, 8)), nn.Tanh(), nn.Linear(8, 5)
+    ),
+}
+
+
+@pytest.mark.parametrize("words", UNPREDICTABLE)
+def test_what_cannot_be_predicted_is_refused_and_leaves_no_trace(words):
+    model = UNPREDICTABLE[words]()
+    sgd = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1, 0.9)
+    batches, name = (
+        [(torch.randn(4, 10), torch.randint(5, (4,)))] * 2,
+        core.neuron_groups(model, torch.zeros(2, 10))[0].name,
+    )
+    state, modes = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
+    with pytest.raises(ValueError, match=words):
+        collapse_exponent(model, {name: torch.tensor([[0, 1]])}, batches, sgd)
+    torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
+    assert modes == [module.training for module in model.modules()] and sgd.state_dict()["state"] == {}
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def test_hessian_across_the_sets_against_the_dense_one():
@@ -386,7 +542,11 @@ def test_an_exponent_step_of_a_hundred_pairs_costs_less_than_thirty_gradient_ste
     [
         (mlp(nn.Sigmoid), {"0": [0]}, "0 can't vanish: their activation of 0 is not 0"),
         (mlp(), {"1": [0]}, "no group of neurons 1; there are 0, 2"),
-        (nn.Sequential(nn.Linear(10, 8), nn.LayerNorm(8), nn.Linear(8, 5)), {"0": [[0, 1]]}, "1: it couples"),
+        (
+            nn.Sequential(nn.Linear(10, 8), nn.LayerNorm(8), nn.Linear(8, 5)),
+            {"0": [[0, 1]]},
+            "through 1: it normalises its neurons together",
+        ),
         (nn.Sequential(nn.Linear(10, 8), nn.Dropout(), nn.Linear(8, 5)), {"0": [[0, 1]]}, "1: it drops each neuron"),
     ],
 )
@@ -531,6 +691,21 @@ def test_nearest_pairs_against_a_search():
     assert exponents.nearest_pairs(group, 4).tolist() == [[j, i] for _, i, j in every[:4]]
 
 
+BROKEN = """
+import torch
+
+class Blind(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(4, 4)
+
+    def forward(self, x):
+        return {}["nothing"]
+
+def net():
+    raise AssertionError("out of luck")
+"""
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
@@ -542,6 +717,15 @@ def test_nearest_pairs_against_a_search():
         (("measure", "--model", "math:gcd"), "can't make --model math:gcd: it returns int, no nn.Module"),
         (("measure", "--set", "vanishing=2.0", "--input", "3,32,32"), "thresholds must be 0 to 1"),
         (("measure", "--weights", "absent.pt"), "absent.pt is not there"),
+        (("measure", "--weights", "list.pt", "--input", "3,32,32"), "list.pt, expected to be a state_dict"),
+        (("measure", "--weights", "keys.pt", "--input", "3,32,32"), "keys.pt, expected to be a state_dict"),
+        (("measure", "--model", "torch.nn:Flatten"), "it returns Flatten, no nn.Module with parameters"),
+        (("measure", "--model", "broken:net"), "can't make --model broken:net: out of luck"),
+        (("measure", "--model", "broken:Blind", "--input", "4"), "doesn't take the example of shape [2, 4]: 'nothing'"),
+        (("measure", "--input", "3,99999999,99999999"), "expected positive numbers"),
+        (("measure", "--redundant", "0.1", "0.3"), "measure takes one --redundant, not 2"),
+        (("exponent", "--pairs", "0"), "must be at least 1"),
+        (("extract", "--finetune", "-1"), "must not be negative"),
         (("measure", "--run", "absent"), "absent is no run directory"),
         (("measure", "--input", "3,8"), "doesn't take the example of shape [2, 3, 8]"),
         (("extract", "--runs", "absent"), "no finished run below absent"),
@@ -550,6 +734,9 @@ def test_nearest_pairs_against_a_search():
 )
 def test_bad_input_is_one_clear_line_and_exit_code_2(arguments, words, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    torch.save([1, 2], tmp_path / "list.pt")
+    torch.save({"state_dict": None}, tmp_path / "keys.pt")
+    (tmp_path / "broken.py").write_text(BROKEN)
     with pytest.raises(SystemExit) as stop, warnings.catch_warnings():
         warnings.simplefilter("error")
         subnetworks.main([*arguments, "--out", str(tmp_path)])
