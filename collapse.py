@@ -9,6 +9,7 @@ of core's rooms; import it from there.
 """
 
 import contextlib
+import inspect
 import io
 import itertools
 import math
@@ -358,6 +359,12 @@ def mode_of(model: nn.Module, training: bool):
             module.training = was
 
 
+def symbolic(model: nn.Module) -> torch.fx.GraphModule:
+    """torch.fx's view of a network, optional arguments of its forward at their defaults."""
+    optional = list(inspect.signature(model.forward).parameters.values())[1:]
+    return torch.fx.symbolic_trace(model, {one.name: one.default for one in optional if one.default is not one.empty})
+
+
 def trace(model: nn.Module, example: Tensor):
     """The fx graph of `model` in eval mode and the shape of every tensor in it, leaving the model as it was.
 
@@ -372,7 +379,7 @@ def trace(model: nn.Module, example: Tensor):
         try:
             model(example)
             trouble = f"torch.fx can't trace {type(model).__name__}"
-            traced = torch.fx.symbolic_trace(model)
+            traced = symbolic(model)
             with contextlib.redirect_stderr(io.StringIO()):  # on trouble ShapeProp prints a traceback
                 ShapeProp(traced).propagate(example)
         except Exception as error:

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 import core
-from collapse import NeuronGroup, Slot, check_thresholds, mode_of, near_pairs, node_kind, trace
+from collapse import NeuronGroup, Slot, check_thresholds, mode_of, near_pairs, node_kind, symbolic, trace
 from training import Images, Run, load_state
 
 
@@ -119,7 +119,7 @@ def check_same(whole: nn.Module, smaller: nn.Module, example: Tensor) -> None:
     try:
         with mode_of(whole, training=False), mode_of(smaller, training=False), torch.no_grad():
             before = tree_leaves(whole(inputs))
-            after = tree_leaves(torch.fx.Interpreter(torch.fx.symbolic_trace(smaller)).run(inputs))
+            after = tree_leaves(torch.fx.Interpreter(symbolic(smaller)).run(inputs))
     except Exception as error:
         words = str(error).split("While executing ")
         why = (
@@ -194,7 +194,7 @@ def channel_nodes(model: nn.Module, group: NeuronGroup, example: Tensor) -> list
             if isinstance(slot.module, _BatchNorm) and not slot.module.training:
                 refuse(slot.name, "its statistics are frozen (eval mode)")
         try:
-            graph = torch.fx.symbolic_trace(model).graph
+            graph = symbolic(model).graph
         except Exception as error:
             raise ValueError(f"torch.fx can't trace {type(model).__name__} in training mode: {error}") from None
     if [str(n.format_node()) for n in path(graph, {n.name for n in shapes})] != [str(n.format_node()) for n in nodes]:

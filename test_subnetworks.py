@@ -206,8 +206,10 @@ def test_what_cannot_be_extracted_is_refused_by_name(model, shape, words):
 
 def test_several_outputs_a_softmax_and_frozen_layers_are_kept():
     class Heads(nn.Sequential):
-        def forward(self, x):
+        def forward(self, x, scale=None, twice=False):
             h = torch.mean(self[1](self[0](x)) ** 2, axis=(2, 3))
+            h = h if scale is None else h * scale
+            h = 2 * h if twice else h
             return {"classes": F.log_softmax(self[2](h), dim=1), "values": [self[3](h), None]}
 
     model, x = Heads(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Linear(8, 3), nn.Linear(8, 2)), torch.randn(4, 3, 5, 5)
