@@ -54,10 +54,25 @@ def extraction_rate(beyond_extract):
 
     The share of parameters kept at redundancy 0.6 falls from lowest to highest rate, by over 2 s.e. of the seeds.
     """
-    rows = [row for row in beyond_extract["networks"] if row["redundant"] == 0.6]
+    rows = [row for row in beyond_extract["networks"] if row["redundant"] == 0.6 and not row["label_noise"]]
     kept = column(rows, "after", "parameters") / column(rows, "before", "parameters")
     rates = column(rows, "learning_rate")
     return falls([kept[rates == rate] for rate in sorted(set(rates))])
+
+
+def extraction_noise(beyond_extract):
+    """More label noise, a smaller network inside.
+
+    The share of parameters kept at redundancy 0.6 falls from no noise to the most, by over 2 s.e. of the seeds, at the
+    learning rate that has noise and among noises at which every run learns (test accuracy over 0.2).
+    """
+    noisy = {row["learning_rate"] for row in beyond_extract["networks"] if row["label_noise"]}
+    kept = {}
+    for row in beyond_extract["networks"]:
+        if row["redundant"] == 0.6 and row["learning_rate"] in noisy:
+            share = row["after"]["parameters"] / row["before"]["parameters"]
+            kept.setdefault(row["label_noise"], []).append(share if row["before"]["accuracy"] > 0.2 else np.nan)
+    return falls([kept[noise] for noise in sorted(kept) if np.isfinite(kept[noise]).all()])
 
 
 def exponent_closed(beyond_exponent):
@@ -278,7 +293,7 @@ def causes_split(beyond_causes):
 
 
 CLAIMS = {
-    "beyond_extraction": (extraction_exact, extraction_fast, extraction_free, extraction_rate),
+    "beyond_extraction": (extraction_exact, extraction_fast, extraction_free, extraction_rate, extraction_noise),
     "beyond_exponent": (
         exponent_closed,
         exponent_pair,

@@ -8,16 +8,19 @@ from criteria import falls, numbers, standard_error
 def deep_fraction(result, key="independent"):
     """[values, seeds] fraction of independent neurons in the deeper half of the layers, at the end.
 
-    Or another column's share of the width.
+    Or another column's share of the width. Values of the varied field at which some run has not learned, its test
+    accuracy below twice chance, are left out: such a network is still near its start.
     """
-    values = {}
+    values, slow = {}, set()
     for record in result["runs"]:
         if record["log"] and record["diverged_at"] is None:
-            columns = record["log"][-1]["groups"]
+            last, value = record["log"][-1], record["run"][result["varied"]]
+            columns = last["groups"]
             half = len(columns["width"]) // 2
-            fraction = sum(columns[key][half:]) / sum(columns["width"][half:])
-            values.setdefault(record["run"][result["varied"]], []).append(fraction)
-    return [np.array(values[value]) for value in sorted(values)]
+            values.setdefault(value, []).append(sum(columns[key][half:]) / sum(columns["width"][half:]))
+            if last["test_accuracy"] < (0.02 if record["run"]["dataset"] == "cifar100" else 0.2):
+                slow.add(value)
+    return [np.array(values[value]) for value in sorted(values.keys() - slow)]
 
 
 def fewer_with_more(result, key="independent"):
@@ -44,7 +47,7 @@ def vgg_rank(vgg_lr):
 def vgg_label_noise(vgg_noise):
     """VGG-16: more label noise, fewer independent neurons.
 
-    Fraction in the deeper half of the layers falls from no noise to the most, by over 2 s.e. of the seeds.
+    Fraction in the deeper half of the layers falls from no noise to the most at which every run learns, by over 2 s.e.
     """
     return fewer_with_more(vgg_noise)
 
@@ -60,7 +63,7 @@ def resnet_learning_rate(resnet_lr):
 def resnet_label_noise(resnet_noise):
     """ResNet-18: more label noise, fewer independent neurons.
 
-    Fraction in the deeper half of the groups falls from no noise to the most, by over 2 s.e. of the seeds.
+    Fraction in the deeper half of the groups falls from no noise to the most at which every run learns, by over 2 s.e.
     """
     return fewer_with_more(resnet_noise)
 

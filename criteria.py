@@ -29,4 +29,4 @@ def falls(rows):
     if seeds < 2 or len(rows) < 2:
         return "falling", text, f"{seeds} seed" if seeds < 2 else "one value", "not resolved"
     error = np.hypot(standard_error(rows[0]), standard_error(rows[-1]))
-    return "falling", text, f"{error:.3f}", resolved(np.mean(rows[0]) - np.mean(rows[-1]), error)
+    return "falling", text, f"{error:.3f}, {seeds} seeds", resolved(np.mean(rows[0]) - np.mean(rows[-1]), error)

@@ -136,7 +136,8 @@ def extract(
                 optimizer.step()
             return evaluate(model, pictures, Team(), "float32")[1]
 
-        fields = {"name": name, "learning_rate": run.learning_rate, "seed": run.seed, "steps": run.steps}
+        keys = ("learning_rate", "label_noise", "seed", "steps")
+        fields = {"name": name} | {key: getattr(run, key) for key in keys}
         before = {"accuracy": evaluate(whole, pictures, Team(), "float32")[1], "tuned": tuned(whole)}
         for limit in redundant:
             with warnings.catch_warnings():

@@ -15,14 +15,16 @@ PREDICTORS = {  # of who merges: colour, line
 
 
 def beyond_extraction(beyond_extract):
-    """Parameters, FLOPs and accuracy of the extracted networks against the learning rate, at several thresholds."""
+    """Parameters, FLOPs and accuracy of extracted networks by learning rate and label noise, at several thresholds."""
     rows, settings = beyond_extract["networks"], beyond_extract["settings"]
     figure, axes = plt.subplots(1, 4, figsize=(14, 3.5))
-    rates, limits = sorted({row["learning_rate"] for row in rows}), sorted({row["redundant"] for row in rows})
-    place = np.arange(len(rates))
+    kinds = {(row["label_noise"] > 0, row["learning_rate"], row["label_noise"]) for row in rows}  # noisy ones last
+    kinds, limits = [kind[1:] for kind in sorted(kinds)], sorted({row["redundant"] for row in rows})
+    place, names = np.arange(len(kinds)), [f"{rate:g}" + f"\n{noise:g}" * (noise > 0) for rate, noise in kinds]
 
     def at_rates(chosen, values):
-        found = [values[column(chosen, "learning_rate") == rate] for rate in rates]
+        found = [[(row["learning_rate"], row["label_noise"]) == kind for row in chosen] for kind in kinds]
+        found = [values[np.array(here)] for here in found]
         return np.array([value.mean() for value in found]), np.array([(value.min(), value.max()) for value in found]).T
 
     for k, (color, limit) in enumerate(zip(shades(len(limits)), limits, strict=True)):
@@ -35,7 +37,7 @@ def beyond_extraction(beyond_extract):
     texts = ["parameters kept", "FLOPs kept", "test accuracy, change by extraction"]
     texts.append(f"the same after {settings['finetune']} steps at {settings['learning_rate']:g}")
     for panel, text in zip(axes, texts, strict=True):
-        panel.set(xticks=place, xticklabels=[f"{rate:g}" for rate in rates], xlabel="learning rate", ylabel=text)
+        panel.set(xticks=place, xticklabels=names, xlabel="learning rate, below it label noise", ylabel=text)
     for panel, key in zip(axes[2:], ("accuracy", "tuned"), strict=True):
         panel.axhline(0, color="k", lw=0.8)
         whole = at_rates(chosen, column(chosen, "before", key))[0]
