@@ -1,4 +1,4 @@
-"""Whether exponents tell who merges, and why: `subnetworks.py exponent` and `subnetworks.py causes`."""
+"""Whether exponents tell who merges or vanishes, and why: `subnetworks.py exponent`, `vanishing` and `causes`."""
 
 import copy
 import dataclasses
@@ -109,6 +109,67 @@ def nearest_pairs(group: NeuronGroup, count: int) -> Tensor:
     return torch.stack([one, two], 1)[normalized_distances(group.vectors())[one, two].argsort()[:count]]
 
 
+def closeness(groups: list[NeuronGroup], index: Tensor) -> Tensor:
+    """[groups, sets]: pairs' normalised distances, or neurons' squared norms relative to the largest of the group."""
+    if index.ndim == 2:
+        return torch.stack([normalized_distances(group.vectors()) for group in groups])[:, index[:, 0], index[:, 1]]
+    squares = torch.stack([group.vectors().square().sum(1) for group in groups])
+    return (squares / squares.amax(1, keepdim=True))[:, index]
+
+
+def forecast(kind, network, early, window, pairs, layers, seeds, data, folder, seed, device):
+    """What `exponent` and `vanishing` measure in each seed's network, for `kind` pairs or neurons.
+
+    Each network is trained to the end. From its weights at step `early` SGD goes on for two windows (with the run's
+    batches, in float32, momentum from zero) with the exponents of the nearest `pairs`, or of all neurons, in each of
+    the last `layers` groups: those of the first window predict the slope in the same and in the next one, and who has
+    arrived (at the paper's thresholds) at the end of the run itself. All rates are per 1,000 steps.
+    Returns the result, and what `step_times` needs of the first network.
+    """
+    if min(pairs, seeds, layers, window) < 1:
+        raise ValueError("pairs, seeds, layers and window must be at least 1")
+    device, result = torch.device(device), {"runs": []}
+    images = Images(core.load_dataset(Run(**network).dataset, data), Run(**network).dataset, device)
+    threshold = 0.1 if kind == "pairs" else 0.1**2
+    for k in range(seeds):
+        run = Run(**network, seed=seed + k)
+        path = Path(folder) / run.name
+        train(run, images, path, device)
+        model = trained_network(path, early, device)[1]
+        moments = [early, *(step for step in run.milestones if step > early)]
+        history = [
+            neuron_groups(trained_network(path, step, device)[1], images.normalized(images.test[:2]))
+            for step in moments
+        ]
+        sets, distances, arrived = {}, [], []
+        for groups in zip(*(groups[-layers:] for groups in history), strict=True):
+            size = groups[0].size
+            every = torch.arange(size) if kind == "neurons" else torch.triu_indices(size, size, 1).T
+            sets[groups[0].name] = index = every if kind == "neurons" else nearest_pairs(groups[0], pairs)
+            distances.append(closeness(groups, index)[[0, -1]])
+            arrived.append((closeness(groups, every) < threshold).sum(1))
+        found = collapse_exponent(model, sets, step_batches(images, run, early, early + 2 * window), sgd_of(model, run))
+        logs, first = found["log_distance"], window // 5
+        late = slice(first, window)
+        measured = {
+            "settings": dataclasses.asdict(run),
+            "groups": {name: len(index) for name, index in sets.items()},
+            "index": torch.cat(list(sets.values())),
+            "threshold": threshold,
+            "distance": torch.cat(distances, 1).round(decimals=4),  # at step `early` and at the end
+            "steps": moments,
+            "merged": torch.stack(arrived, 1),
+            "predicted": per_thousand(found["growth"][late].mean(0)),
+            "same": per_thousand((logs[window] - logs[first]) / (window - first)),
+            "next": per_thousand((logs[-1] - logs[window]) / (window - 1)),
+        }
+        result["runs"].append(measured)
+        if k == 0:
+            result["parts"] = {key: per_thousand(found[key]) for key in ("exponent", "curvature", "noise", "decay")}
+            state = model, sets, images, run, early
+    return result, state
+
+
 def exponent(
     network: dict = NETWORK,
     early: int = 6000,
@@ -125,53 +186,38 @@ def exponent(
 ) -> dict:
     """Predicted and measured slopes of the log distance of pairs in a training network; who merges later; why.
 
-    Each seed's network (settings `network`) is trained to the end. From its weights at step `early` SGD goes on for two
-    windows (with the run's batches, in float32, momentum from zero) with the exponents of the nearest `pairs` in each
-    of the last `layers` groups: those of the first window predict the slope in the same and in the next one, and who
-    has merged (normalised distance below 0.1) at the end of the run itself. All rates are per 1,000 steps. Last,
-    processor time of a gradient step, and of one with the exponents of 100 pairs.
+    The closed forms (`closed_forms`), what `forecast` measures of the nearest pairs, and the processor time of a
+    gradient step, and of one with the exponents of 100 pairs.
     """
-    if min(pairs, seeds, layers, window) < 1:
-        raise ValueError("pairs, seeds, layers and window must be at least 1")
-    device = torch.device(device)
-    images = Images(core.load_dataset(Run(**network).dataset, data), Run(**network).dataset, device)
-    result = {"closed": closed_forms(steps, pair_steps, seed), "runs": []}
-    for k in range(seeds):
-        run = Run(**network, seed=seed + k)
-        path = Path(folder) / run.name
-        train(run, images, path, device)
-        model = trained_network(path, early, device)[1]
-        moments = [early, *(step for step in run.milestones if step > early)]
-        history = [
-            neuron_groups(trained_network(path, step, device)[1], images.normalized(images.test[:2]))
-            for step in moments
-        ]
-        sets, distances, merged = {}, [], []
-        for groups in zip(*(groups[-layers:] for groups in history), strict=True):
-            sets[groups[0].name] = index = nearest_pairs(groups[0], pairs)
-            paths = torch.stack([normalized_distances(group.vectors()) for group in groups])
-            distances.append(paths[[0, -1]][:, index[:, 0], index[:, 1]])
-            one, two = torch.triu_indices(*paths.shape[1:], 1, device=paths.device)
-            merged.append((paths[:, one, two] < 0.1).sum(1))  # of all pairs
-        found = collapse_exponent(model, sets, step_batches(images, run, early, early + 2 * window), sgd_of(model, run))
-        logs, first = found["log_distance"], window // 5
-        late = slice(first, window)
-        measured = {
-            "settings": dataclasses.asdict(run),
-            "groups": {name: len(index) for name, index in sets.items()},
-            "index": torch.cat(list(sets.values())),
-            "distance": torch.cat(distances, 1).round(decimals=4),  # at step `early` and at the end
-            "steps": moments,
-            "merged": torch.stack(merged, 1),
-            "predicted": per_thousand(found["growth"][late].mean(0)),
-            "same": per_thousand((logs[window] - logs[first]) / (window - first)),
-            "next": per_thousand((logs[-1] - logs[window]) / (window - 1)),
-        }
-        result["runs"].append(measured)
-        if k == 0:
-            result["parts"] = {key: per_thousand(found[key]) for key in ("exponent", "curvature", "noise", "decay")}
-            result["cost"] = step_times(model, sets, images, run, early)
-    return result
+    found, state = forecast("pairs", network, early, window, pairs, layers, seeds, data, folder, seed, device)
+    return {"closed": closed_forms(steps, pair_steps, seed), **found, "cost": step_times(*state)}
+
+
+NOISY = NETWORK | {  # label noise strong enough that neurons vanish, the first of them at step 13,000
+    "label_noise": 0.6,
+    "batch_size": 128,
+    "steps": 20_000,
+    "milestones": tuple(range(2000, 20_001, 2000)),
+}
+
+
+def vanishing(
+    network: dict = NOISY,
+    early: int = 12_000,
+    window: int = 1000,
+    layers: int = 15,
+    seeds: int = 2,
+    data: str = "data",
+    folder: str = "runs/subnetworks",
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> dict:
+    """Who vanishes: what `forecast` measures of all neurons, before the first has gone, under label noise.
+
+    A vanishing set is linearised at zero, where the neurons of a layer obey the same equation: what differs is the
+    direction that each has, and how long it takes to turn.
+    """
+    return forecast("neurons", network, early, window, 1, layers, seeds, data, folder, seed, device)[0]
 
 
 def step_times(model, sets, images, run, early) -> dict:

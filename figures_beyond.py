@@ -88,29 +88,29 @@ def draw_closed(axes, result):
     axes.legend(loc="upper left", fontsize=7)
 
 
-def draw_roc(axes, result):
-    """Who will have merged: true against false positives of three predictors, over the pairs of all runs."""
+def draw_roc(axes, result, words="merged {}: {} of {} pairs"):
+    """Who will have arrived: true against false positives of three predictors, over the sets of all runs."""
     parts = [later_merged(run) for run in result["runs"]]
     merged = np.concatenate([part[1] for part in parts])
     found = areas(result) if merged.any() else {}
     for name, (color, line) in PREDICTORS.items() if merged.any() else ():
         order = np.argsort(-np.concatenate([part[0][name] for part in parts]))
         hits, misses = (np.cumsum(side[order]) / max(side.sum(), 1) for side in (merged, ~merged))
-        label = "{}: {:.3f} ({:.3f} to {:.3f})".format(name, *found[name])
+        label = "{}: {:.3f} ({:.3f} to {:.3f})".format(
+            name if "pairs" in words else name.replace("distance", "size"), *found[name]
+        )
         axes.plot(np.r_[0, misses], np.r_[0, hits], color=color, ls=line, lw=1.4, label=label)
     axes.plot([0, 1], [0, 1], color="0.6", lw=0.8, ls=":")
     run = result["runs"][0]
     axes.set(xlabel="false positives", ylabel="true positives")
-    axes.set_title(
-        f"merged at step {run['steps'][-1]:,}, told at {run['steps'][0]:,}: {merged.sum()} of {len(merged):,} pairs",
-        loc="left",
-    )
+    when = f"at step {run['steps'][-1]:,}, told at {run['steps'][0]:,}"
+    axes.set_title(words.format(when, merged.sum(), f"{len(merged):,}"), loc="left")
     if found:
         axes.legend(title="area (95 %, bootstrap over neurons)", fontsize=7, loc="lower right")
 
 
-def draw_parts(axes, result):
-    """What the exponents are made of, along training: distribution over pairs."""
+def draw_parts(axes, result, what="pairs"):
+    """What the exponents are made of, along training: distribution over sets."""
     parts = {key: np.array(result["parts"][key], float) for key in ("curvature", "noise", "decay", "exponent")}
     parts["sum of three"] = parts["curvature"] + parts["noise"] + parts["decay"]
     names = ["curvature", "noise", "decay", "sum of three", "exponent"]
@@ -122,13 +122,16 @@ def draw_parts(axes, result):
     axes.axhline(0, color="k", lw=0.8)
     axes.set_xticks(range(1, 6), names, rotation=12)
     axes.set_ylabel("per 1,000 steps")
-    axes.set_title("along training: what moves pairs (5 to 95 %)", loc="left")
+    axes.set_title(f"along training: what moves {what} (5 to 95 %)", loc="left")
 
 
 def draw_merged(axes, result):
-    """How many pairs of each group have merged, along training; all pairs count here."""
+    """How many pairs (or neurons) of each group have arrived, along training; all of them count here."""
     names = list(result["runs"][0]["groups"])
-    for k, (color, name) in enumerate(zip(shades(len(names)), names, strict=True)):
+    shown = [k for k in range(len(names)) if any(np.array(run["merged"])[:, k].any() for run in result["runs"])]
+    shown = shown if len(names) > 4 else range(len(names))
+    for color, k in zip(shades(len(shown)), shown, strict=True):
+        name = names[k]
         for run in result["runs"]:
             label = name if run is result["runs"][0] else None
             axes.plot(
@@ -149,6 +152,31 @@ def beyond_exponent(beyond_exponent):
     draw_roc(axes[1, 0], beyond_exponent)
     draw_merged(axes[1, 1], beyond_exponent)
     draw_parts(axes[1, 2], beyond_exponent)
+    return figure
+
+
+def beyond_vanishing(beyond_vanishing):
+    """Which neurons vanish, told by their exponents before the first has; what the exponents are made of."""
+    figure, axes = plt.subplots(1, 4, figsize=(17, 4.2))
+    draw_merged(axes[0], beyond_vanishing)
+    run = beyond_vanishing["runs"][0]
+    noise = f"label noise {run['settings']['label_noise']:g}"
+    axes[0].set(ylabel="vanished neurons (norm < 0.1 of the largest)", xlim=(run["steps"][0], run["steps"][-1]))
+    axes[0].set_title(f"{noise}: who vanishes when, a line per seed", loc="left")
+    for late, look, words in (
+        (False, {"color": "0.6", "mfc": "none"}, "stays"),
+        (True, {"color": "#c0392b"}, "vanishes"),
+    ):
+        parts = [(*later_merged(run)[1:], run) for run in beyond_vanishing["runs"]]
+        size = np.concatenate([np.sqrt(np.array(r["distance"][0])[free])[gone == late] for gone, free, r in parts])
+        rate = np.concatenate([np.array(r["predicted"], float)[free][gone == late] for gone, free, r in parts])
+        axes[1].plot(size, rate, "o", ms=3.5, label=f"{words} ({len(size)})", zorder=2 + late, **look)
+    axes[1].axhline(0, color="k", lw=0.8)
+    axes[1].set(xlabel=f"norm at step {run['steps'][0]:,} / largest of the layer", ylabel="exponent per 1,000 steps")
+    axes[1].set_title("all neurons of all layers, all seeds", loc="left")
+    axes[1].legend()
+    draw_roc(axes[2], beyond_vanishing, "vanished {}: {} of {} neurons")
+    draw_parts(axes[3], beyond_vanishing, "small neurons")
     return figure
 
 
@@ -186,5 +214,6 @@ def beyond_causes(beyond_causes):
 FIGURES = {
     "beyond_extraction": (("beyond_extract",), beyond_extraction),
     "beyond_exponent": (("beyond_exponent", "pair"), lambda exponent, pair: beyond_exponent(exponent)),
+    "beyond_vanishing": (("beyond_vanishing",), beyond_vanishing),
     "beyond_causes": (("beyond_causes",), beyond_causes),
 }

@@ -3,6 +3,7 @@
   measure    the collapse report of any network, with the parameters that the simpler one would need     seconds
   extract    the simpler network of each trained one: accuracy, parameters, FLOPs, time per image   about 10 min
   exponent   predicted against measured merging: closed forms, then a narrow VGG-16 on CIFAR-10     about 10 min
+  vanishing  which neurons vanish under label noise, told before the first has gone                 about 5 min
   causes     its exponents with less noise, none (the full batch), and without weight decay        about 2.5 h
 
   python subnetworks.py measure --model torchvision.models:resnet18 --weights FILE.pt --input 3,224,224
@@ -12,7 +13,7 @@
 
 From Python: extract_subnetwork(model, example) and collapse_exponent(model, sets, batches, optimizer).
 Times are for one CPU core. `exponent` first trains its two networks: 18 minutes more, once (runs/subnetworks);
-`causes` uses the first of them.
+`causes` uses the first of them; `vanishing` trains two of its own, 35 minutes.
 """
 
 import contextlib
@@ -340,13 +341,13 @@ OPTIONS = {
     },
     "finetune": {"type": int, "help": "extract: steps of fine-tuning (default: 200)"},
     "pairs": {"type": int, "help": "exponent: nearest pairs per group (default: 250)"},
-    "seeds": {"type": int, "help": "exponent: networks (default: 2)"},
+    "seeds": {"type": int, "help": "exponent, vanishing: networks (default: 2)"},
     "data": {"help": "folder of the data (default: data)"},
 }
 
 
 def main(argv: list[str] | None = None) -> None:
-    from exponents import causes, exponent  # built on the functions above
+    from exponents import causes, exponent, vanishing  # built on the functions above
     from extraction import extract
 
     tiny = {"dataset": "synthetic", "width": 4, "batch_size": 32, "steps": 40, "warmup_steps": 10, "eval_every": 40}
@@ -357,6 +358,10 @@ def main(argv: list[str] | None = None) -> None:
             "network": tiny | {"milestones": (20, 40)}, "folder": "runs/quick/subnetworks", "seeds": 1, "early": 20,
             "window": 10, "pairs": 20, "steps": 300, "pair_steps": 300,
         },
+        "vanishing": {
+            "network": tiny | {"milestones": (20, 40), "label_noise": 0.5}, "folder": "runs/quick/subnetworks",
+            "seeds": 1, "early": 20, "window": 10,
+        },
         "causes": {
             "network": tiny | {"milestones": (20, 40)}, "folder": "runs/quick/subnetworks", "early": 20, "pairs": 20,
             "batch_sizes": (32, 50_000), "steps": 4, "replicas": (2, 1),
@@ -364,7 +369,7 @@ def main(argv: list[str] | None = None) -> None:
     }  # fmt: skip
     run_script(
         __doc__,
-        {"measure": measure, "extract": extract, "exponent": exponent, "causes": causes},
+        {"measure": measure, "extract": extract, "exponent": exponent, "vanishing": vanishing, "causes": causes},
         quick,
         argv,
         "beyond_",

@@ -631,6 +631,16 @@ def test_experiments_run_and_are_written(tmp_path, monkeypatch):
     assert all(math.isfinite(value) for value in run["same"])
     assert found["cost"]["pairs"] == 10
 
+    settings = {"network": TINY | {"milestones": (4, 8), "label_noise": 0.5}, "early": 4, "window": 5, "seeds": 1}
+    found = exponents.vanishing(**settings, layers=2, folder=str(tmp_path / "runs"))["runs"][0]
+    run = core.Run(**settings["network"], seed=0)
+    for step, row in zip((4, 8), found["distance"], strict=True):
+        model = trained_network(tmp_path / "runs" / run.name, step, "cpu")[1]
+        norms = [group.vectors().norm(dim=1) for group in core.neuron_groups(model, torch.zeros(1, 3, 32, 32))[-2:]]
+        expected = torch.cat([norm.square() / norm.max() ** 2 for norm in norms])
+        torch.testing.assert_close(row, expected, rtol=0, atol=1e-4)
+    assert found["predicted"].shape == found["same"].shape == (64,) and found["predicted"].isfinite().all()
+
 
 def test_without_noise_every_step_takes_the_whole_training_set(tmp_path, monkeypatch):
     """Rows of batch size x decay; the full batch against one repeated by hand; what is finished isn't run again."""
@@ -679,6 +689,24 @@ def test_claims_about_the_causes_can_fail():
     assert judged(-0.1, 0.2, kept=0.1) == [True, False, True]
     assert judged(-0.1, 0.2, spread=1.0)[:2] == ["not resolved", "not resolved"]
     assert judged(-0.1, 0.2, noise=0.1)[2] is False
+
+
+def test_claims_about_who_vanishes_can_fail():
+    draw = torch.Generator().manual_seed(0)
+
+    def judged(pull, now=0.5, gone=20):
+        """Of 100 neurons the first `gone` vanish; their exponents are lower by `pull`, their sizes `now`."""
+        first = torch.arange(100) < gone
+        run = {"groups": {"a": 60, "b": 40}, "index": [*range(60), *range(40)], "threshold": 0.01, "steps": [0, 1000]}
+        run["predicted"] = (0.1 * torch.randn(100, generator=draw) + 0.3 - pull * first).tolist()
+        run["distance"] = [(torch.where(first, now, 0.5) + 0.1 * torch.rand(100, generator=draw)).tolist()]
+        run["distance"] += [torch.where(first, 1e-4, 0.5).tolist()]
+        table = claims.judge({"beyond_vanishing": {"runs": [run, run], "quick": False}}, ["beyond_vanishing"])
+        return [row["holds"] for row in table]
+
+    assert judged(pull=0.8) == [True, True, True]
+    assert judged(pull=-0.2, now=0.2)[::2] == [False, False]
+    assert judged(pull=0.0, gone=0) == ["not resolved"] * 3
 
 
 def test_planting_in_groups_of_less_than_four_neurons_plants_nothing():
