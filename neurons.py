@@ -121,17 +121,14 @@ def check_same(whole: nn.Module, smaller: nn.Module, example: Tensor) -> None:
             before = tree_leaves(whole(inputs))
             after = tree_leaves(torch.fx.Interpreter(symbolic(smaller)).run(inputs))
     except Exception as error:
-        words = str(error).split("While executing ")
-        why = (
-            f"{words[-1].splitlines()[0]} fails ({words[0].strip().splitlines()[0]})"
-            if words[0]
-            else type(error).__name__
-        )
+        words, _, node = str(error).partition("While executing ")
+        why = " fails: ".join([*node.splitlines()[:1], *(words.strip().splitlines()[:1] or [type(error).__name__])])
         raise ValueError(f"the smaller network doesn't run, a size is written into {place}'s code: {why}") from None
     for one, other in zip(before, after, strict=True):
-        near = torch.finfo(one.dtype).eps ** 0.5 * one.abs().max() if isinstance(one, Tensor) else 0
-        if isinstance(one, Tensor) and (one.shape != other.shape or not (one - other).abs().max() <= near):
-            raise ValueError(f"the smaller network is another function: {place}'s code uses the size of a layer")
+        if isinstance(one, Tensor) and one.is_floating_point():
+            near = torch.finfo(one.dtype).eps ** 0.5 * one.abs().max()
+            if one.shape != other.shape or not (one - other).abs().max() <= near:
+                raise ValueError(f"the smaller network is another function: {place}'s code uses the size of a layer")
 
 
 # ======================================================================================
@@ -278,7 +275,7 @@ def tangent_step(delta: Tensor, speed: Tensor, before: Tensor, product: Tensor, 
 
 
 # ======================================================================================
-# Trained networks, and what they cost
+# Trained networks
 # ======================================================================================
 
 
