@@ -102,14 +102,13 @@ def exponent_pair(beyond_exponent, pair):
     return "1; < 3 s.d.", text, "", bool((abs(ratio - 1) < 0.05).all() and (score < 3).all())
 
 
-def slopes(result, which):
-    """Predicted and measured slopes of the log distance per 1,000 steps, all runs."""
-    return (np.concatenate([np.array(run[key], float) for run in result["runs"]]) for key in ("predicted", which))
-
-
-def fit(result, which):
-    """Pairs, correlation, and slope through the origin of measured on predicted."""
-    predicted, measured = slopes(result, which)
+def fit(result, which, low=0.0, high=np.inf):
+    """Pairs at these distances, correlation, and slope through the origin of measured on predicted; all runs."""
+    columns = [np.concatenate([np.array(run[key], float) for run in result["runs"]]) for key in ("predicted", which)]
+    distance = np.concatenate([run["distance"][0] for run in result["runs"]])
+    predicted, measured = np.array(columns)[:, (distance >= low) & (distance < high)]
+    if len(predicted) < 2:
+        return len(predicted), np.nan, np.nan
     return len(predicted), np.corrcoef(predicted, measured)[0, 1], (predicted @ measured) / (predicted @ predicted)
 
 
@@ -121,6 +120,19 @@ def exponent_same(beyond_exponent):
     count, correlation, slope = fit(beyond_exponent, "same")
     text = f"{correlation:.3f}, slope {slope:.3f}"
     return "> 0.9, 1", text, f"{count} pairs", count >= 100 and correlation > 0.9 and abs(slope - 1) < 0.1
+
+
+def exponent_near(beyond_exponent):
+    """The nearer a pair is to its set, the more its exponent is the slope.
+
+    Below a normalised distance of 0.5 the correlation is above 0.9 and the slope within 10 % of 1; both are lower from
+    0.5 to 1, and again above 1 (distances chosen after the first result).
+    """
+    near, middle, far = (fit(beyond_exponent, "same", *ends) for ends in ((0, 0.5), (0.5, 1), (1, np.inf)))
+    text = "; ".join(f"{correlation:.3f}, {slope:.2f}" for _, correlation, slope in (near, middle, far))
+    ordered = all(a > b > c for a, b, c in zip(near[1:], middle[1:], far[1:], strict=True))
+    holds = near[1] > 0.9 and abs(near[2] - 1) < 0.1 and ordered
+    return "> 0.9, 1; lower; lower", text, f"{near[0]}, {middle[0]}, {far[0]} pairs", holds
 
 
 def exponent_next(beyond_exponent):
@@ -322,6 +334,7 @@ CLAIMS = {
         exponent_closed,
         exponent_pair,
         exponent_same,
+        exponent_near,
         exponent_next,
         exponent_roc,
         exponent_sign,

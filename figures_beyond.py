@@ -68,6 +68,11 @@ def scatter(axes, result, which, words):
     both = np.concatenate([np.array(run[key], float) for run in runs for key in ("predicted", which)])
     line = np.nanmin(both), np.nanmax(both)
     axes.plot(line, line, "k--", lw=0.8)
+    lines = ["distance: r"]
+    for low, high in ((0, 0.5), (0.5, 0.8), (0.8, 1), (1, 1.2), (1.2, 4)):
+        count, correlation, _ = fit(result, which, low, high)
+        lines += [f"{low:g} to {high:g}: {correlation:.3f} ({count})"] if count > 9 else []
+    axes.text(0.98, 0.02, "\n".join(lines), transform=axes.transAxes, ha="right", va="bottom", fontsize=7)
     count, correlation, slope = fit(result, which)
     axes.set_title(f"{words}: r = {correlation:.2f}, slope {slope:.2f}, {count:,} pairs", loc="left")
     axes.set(xlabel="exponent per 1,000 steps", ylabel="slope of log distance per 1,000 steps")

@@ -6,6 +6,7 @@ import json
 import math
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -689,6 +690,23 @@ def test_claims_about_the_causes_can_fail():
     assert judged(-0.1, 0.2, kept=0.1) == [True, False, True]
     assert judged(-0.1, 0.2, spread=1.0)[:2] == ["not resolved", "not resolved"]
     assert judged(-0.1, 0.2, noise=0.1)[2] is False
+
+
+def test_the_claim_about_near_pairs_can_fail():
+    result = json.loads((Path(__file__).parent / "results" / "beyond_exponent.json").read_text())
+    pair = json.loads((Path(__file__).parent / "results" / "pair.json").read_text())
+
+    def judged():
+        table = claims.judge({"beyond_exponent": result, "pair": pair}, ["beyond_exponent"])
+        return next(row["holds"] for row in table if row["id"] == "exponent-near")
+
+    assert judged() is True
+    for run in result["runs"]:
+        run["distance"][0] = [2 - distance for distance in run["distance"][0]]  # far is near
+    assert judged() is False
+    for run in result["runs"]:
+        run["distance"][0] = [1.0 + distance for distance in run["distance"][0]]
+    assert judged() == "not resolved"
 
 
 def test_claims_about_who_vanishes_can_fail():
