@@ -282,7 +282,8 @@ def tangent_step(delta: Tensor, speed: Tensor, before: Tensor, product: Tensor, 
 def trained_network(folder: Path, step: int | None, device) -> tuple[Run, nn.Module]:
     """Settings and network of a run directory: its weights of that step, or those at its end (or where it is)."""
     try:
-        run = Run(**json.loads((folder / "settings.json").read_text()))
+        settings = json.loads((folder / "settings.json").read_text())
+        run = Run(**{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
         found = {int(path.stem.split("_")[1]): path for path in folder.glob("weights_*.pt")}
         path = found[run.steps if step is None else step] if found else folder / "checkpoint.pt"
         weights = load_state(path, device)
