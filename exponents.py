@@ -148,7 +148,9 @@ def forecast(kind, network, early, window, pairs, layers, seeds, data, folder, s
             sets[groups[0].name] = index = every if kind == "neurons" else nearest_pairs(groups[0], pairs)
             distances.append(closeness(groups, index)[[0, -1]])
             arrived.append((closeness(groups, every) < threshold).sum(1))
-        found = collapse_exponent(model, sets, step_batches(images, run, early, early + 2 * window), sgd_of(model, run))
+        batches = step_batches(images, run, early, early + 2 * window)
+        batches = tqdm(batches, f"exponents of {kind}, {k + 1} of {seeds}", 2 * window, **progress)
+        found = collapse_exponent(model, sets, batches, sgd_of(model, run))
         logs, first = found["log_distance"], window // 5
         late = slice(first, window)
         measured = {

@@ -21,8 +21,9 @@ def beyond_extraction(beyond_extract):
     kinds = {(row["label_noise"] > 0, row["learning_rate"], row["label_noise"]) for row in rows}  # noisy ones last
     kinds, limits = [kind[1:] for kind in sorted(kinds)], sorted({row["redundant"] for row in rows})
     place, names = np.arange(len(kinds)), [f"{rate:g}" + f"\n{noise:g}" * (noise > 0) for rate, noise in kinds]
+    calm = sum(noise == 0 for _, noise in kinds)
 
-    def at_rates(chosen, values):
+    def at_kinds(chosen, values):
         found = [[(row["learning_rate"], row["label_noise"]) == kind for row in chosen] for kind in kinds]
         found = [values[np.array(here)] for here in found]
         return np.array([value.mean() for value in found]), np.array([(value.min(), value.max()) for value in found]).T
@@ -32,16 +33,19 @@ def beyond_extraction(beyond_extract):
         shift, style = 0.08 * (k - len(limits) / 2 + 0.5), {"color": color, "marker": MARKERS[k], "ms": 5, "lw": 1.2}
         panels = (("parameters", np.divide), ("flops", np.divide), ("accuracy", np.subtract), ("tuned", np.subtract))
         for panel, (key, compare) in zip(axes, panels, strict=True):
-            mean, ends = at_rates(chosen, compare(column(chosen, "after", key), column(chosen, "before", key)))
-            panel.errorbar(place + shift, mean, abs(ends - mean), **style, capsize=2, label=f"{limit:g}")
+            mean, ends = at_kinds(chosen, compare(column(chosen, "after", key), column(chosen, "before", key)))
+            for part in (slice(0, calm), slice(calm, None)):  # a line for learning rates, and one for label noises
+                bars = abs(ends - mean)[:, part]
+                label = f"{limit:g}" if part.start == 0 else None
+                panel.errorbar(place[part] + shift, mean[part], bars, **style, capsize=2, label=label)
     texts = ["parameters kept", "FLOPs kept", "test accuracy, change by extraction"]
     texts.append(f"the same after {settings['finetune']} steps at {settings['learning_rate']:g}")
     for panel, text in zip(axes, texts, strict=True):
         panel.set(xticks=place, xticklabels=names, xlabel="learning rate, below it label noise", ylabel=text)
     for panel, key in zip(axes[2:], ("accuracy", "tuned"), strict=True):
         panel.axhline(0, color="k", lw=0.8)
-        whole = at_rates(chosen, column(chosen, "before", key))[0]
-        panel.set_title("whole: " + ", ".join(f"{value:.2f}" for value in whole), loc="left")
+        whole = at_kinds(chosen, column(chosen, "before", key))[0]
+        panel.set_title("whole: " + " ".join(f"{value:.2f}".lstrip("0") for value in whole), loc="left")
         limit = max(0.01, *(1.1 * abs(np.array(panel.get_ylim()))))
         panel.set_ylim(-limit, limit)
     axes[0].legend(title="redundant below", loc="lower left")
