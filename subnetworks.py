@@ -3,7 +3,7 @@
   measure    the collapse report of any network, with the parameters that the simpler one would need     seconds
   extract    the simpler network of each trained one: accuracy, parameters, FLOPs, time per image   about 10 min
   exponent   predicted against measured merging: closed forms, then a narrow VGG-16 on CIFAR-10     about 10 min
-  vanishing  which neurons vanish under label noise, told before the first has gone                 about 5 min
+  vanishing  which neurons vanish under label noise, told before the first has gone                about 10 min
   causes     its exponents with less noise, none (the full batch), and without weight decay        about 2.5 h
 
   python subnetworks.py measure --model torchvision.models:resnet18 --weights FILE.pt --input 3,224,224
@@ -13,7 +13,7 @@
 
 From Python: extract_subnetwork(model, example) and collapse_exponent(model, sets, batches, optimizer).
 Times are for one CPU core. `exponent` first trains its two networks: 18 minutes more, once (runs/subnetworks);
-`causes` uses the first of them; `vanishing` trains two of its own, 35 minutes.
+`causes` uses the first of them; `vanishing` trains two of its own, 30 minutes.
 """
 
 import contextlib
