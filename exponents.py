@@ -205,7 +205,7 @@ NOISY = NETWORK | {  # label noise strong enough that neurons vanish, the first 
 
 def vanishing(
     network: dict = NOISY,
-    early: int = 12_000,
+    early: int = 6000,
     window: int = 1000,
     layers: int = 15,
     seeds: int = 2,
@@ -214,7 +214,7 @@ def vanishing(
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> dict:
-    """Who vanishes: what `forecast` measures of all neurons, before the first has gone, under label noise.
+    """Who vanishes: what `forecast` measures of all neurons, long before the first has gone, under label noise.
 
     A vanishing set is linearised at zero, where the neurons of a layer obey the same equation: what differs is the
     direction that each has, and how long it takes to turn.

@@ -1,9 +1,9 @@
-"""What collapse is good for: measure any network, extract the simpler one inside, predict what merges next.
+"""What collapse is good for: measure any network, extract the simpler one inside, predict what collapses next.
 
   measure    the collapse report of any network, with the parameters that the simpler one would need     seconds
   extract    the simpler network of each trained one: accuracy, parameters, FLOPs, time per image   about 10 min
   exponent   predicted against measured merging: closed forms, then a narrow VGG-16 on CIFAR-10     about 10 min
-  vanishing  which neurons vanish under label noise, told before the first has gone                about 10 min
+  vanishing  which neurons vanish under label noise, told long before the first has gone           about 12 min
   causes     its exponents with less noise, none (the full batch), and without weight decay        about 2.5 h
 
   python subnetworks.py measure --model torchvision.models:resnet18 --weights FILE.pt --input 3,224,224
