@@ -237,7 +237,7 @@ PAPERS = {
     "fig": "Stochastic Collapse",
     "chaos": "Chaotic Dynamics",
     "sparse": "Sparse Features",
-    "beyond": "none (ours)",
+    "beyond": "ours (no paper)",
 }  # by the first letters of the figure's name
 CLAIMS = (
     {

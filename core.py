@@ -265,6 +265,10 @@ def read_setting(known: dict, text: str) -> tuple[str, object]:
         value = tuple(value) if isinstance(value, tuple | list) else (value,)
     if not fits(value, default):
         raise ValueError(f"--set {text}: expected a value like {default!r}")
+    if isinstance(value, dict):  # fields of a Run, of which some change
+        if value.keys() - Run.__dataclass_fields__.keys():
+            raise ValueError(f"--set {text}: the fields are {', '.join(Run.__dataclass_fields__)}")
+        value = (default or {}) | value
     return name, value
 
 

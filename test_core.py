@@ -962,8 +962,12 @@ def test_times_that_never_come_are_refused():
 def test_any_setting_can_be_changed_and_a_replaced_result_is_kept(tmp_path, capsys):
     seen = []
 
-    def a(mu: float = 1.5, sizes: tuple = (1, 2), name: str = "x", steps: int = 3, k=None, seed=0, device="cpu"):
+    networks, narrow = [], {"width": 4}
+
+    def a(mu: float = 1.5, sizes: tuple = (1, 2), name: str = "x", steps: int = 3, k=None, net=narrow, seed=0,
+          device="cpu"):  # fmt: skip
         seen.append((mu, sizes, name, steps, k))
+        networks.append(net)
         return {"found": mu}
 
     def run(*words):
@@ -971,15 +975,17 @@ def test_any_setting_can_be_changed_and_a_replaced_result_is_kept(tmp_path, caps
 
     run("a")
     run("a", "--set", "mu=2", "sizes=4", "name=2024", "k=0.5")
-    run("a", "--set", "sizes=(4, 5)", "mu=2", "name=3d", "k=mean")
+    run("a", "--set", "sizes=(4, 5)", "mu=2", "name=3d", "k=mean", "net={'seed': 2}")
+    assert networks[1:] == [{"width": 4}, {"width": 4, "seed": 2}]
     assert seen[1:] == [(2, (4,), "2024", 3, 0.5), (2, (4, 5), "3d", 3, "mean")]
     kept = [json.loads(path.read_text()) for path in sorted((tmp_path / "replaced").glob("a_*.json"))]
     assert [old["found"] for old in kept] == [1.5, 2] and "kept as" in capsys.readouterr().out
     before = sorted(tmp_path.rglob("*.json"))
-    run("a", "--set", "sizes=(4, 5)", "mu=2", "name=3d", "k=mean")  # the same again: nothing to keep
+    run("a", "--set", "sizes=(4, 5)", "mu=2", "name=3d", "k=mean", "net={'seed': 2}")  # the same again: nothing to keep
     assert sorted(tmp_path.rglob("*.json")) == before
     for words, why in {
-        ("a", "--set", "nu=2"): "no setting nu; there are mu, sizes, name, steps, k",
+        ("a", "--set", "nu=2"): "no setting nu; there are mu, sizes, name, steps, k, net",
+        ("a", "--set", "net={'breadth': 2}"): "the fields are model, dataset, learning_rate",
         ("a", "--set", "mu=much"): "expected a value like 1.5",
         ("a", "--set", "steps=2.5"): "expected a value like 3",
         ("a", "--set", "sizes=many"): "expected a value like (1, 2)",
@@ -1196,10 +1202,10 @@ def test_the_readmes_commands_run_in_quick_form(tmp_path):
 
 
 def test_readme_python_runs(tmp_path):
-    for block in re.findall(r"```python\n(.*?)```", (HERE / "README.md").read_text(), re.S):
-        options = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(HERE)}}
-        ran = run_command("-c", "import torch; torch.set_num_threads(1)\n" + block, **options)
-        assert ran.returncode == 0, ran.stderr
+    blocks = re.findall(r"```python\n(.*?)```", (HERE / "README.md").read_text(), re.S)
+    code = f"import torch; torch.set_num_threads(1)\nfor block in {blocks!r}:\n    exec(block, {{}})"  # each by itself
+    ran = run_command("-c", code, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(HERE)})
+    assert ran.returncode == 0 and len(blocks) == 3, ran.stderr
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
