@@ -1169,7 +1169,7 @@ def readme_commands():
     return sorted({command for command in commands if command.startswith("python ")})
 
 
-def test_the_readmes_commands_run_in_quick_form(tmp_path):
+def test_the_readmes_commands_run_in_quick_form(tmp_path, run_here):
     """In order of cost: figures.py runs all CPU experiments; a script that has run there is not run again."""
     commands = readme_commands()
     assert "python figures.py" in commands and any(command.startswith("python toy_models.py") for command in commands)
@@ -1182,22 +1182,20 @@ def test_the_readmes_commands_run_in_quick_form(tmp_path):
     assert "torchrun --nproc_per_node=8 vgg_cifar10.py noise" in ran.stdout  # says what is missing
     assert "quick" in (tmp_path / "figures" / "quick" / "claims.md").read_text()
     assert not list((tmp_path / "results").glob("*.json")) and not list((tmp_path / "figures").glob("*.png"))
+    jobs = {}  # command as it is run here -> one of the README's
     for command in commands:
         script, *rest = command.split()[1:]
         assert (HERE / script).exists()
         if script == "figures.py":
-            ran = run_command(
-                script, *[word for word in rest if word != "--fresh"], *folders, *["--quick"] * ("--quick" not in rest)
-            )
+            rest = [word for word in rest if word not in ("--fresh", "--quick", "--out", "mine")]
+            jobs[(script, *rest, "--quick", *folders)] = command
+        elif script == "toy_models.py":
+            jobs[(script, "quartic", "--quick", *out)] = command
         else:
-            known = [word for word in rest if not word.startswith("-")]
-            ran = (
-                run_command(
-                    script, *(known or ["metric" if script == "benchmark.py" else "quartic"])[:1], "--quick", *out
-                )
-                if (script in ("benchmark.py", "toy_models.py"))
-                else run_command(script, "--help")
-            )
+            assert run_here(script, "--help")[0] == 0, command
+    assert len(jobs) >= 3
+    for job, command in jobs.items():
+        ran = run_command(*job)
         assert ran.returncode == 0, (command, ran.stderr)
 
 
