@@ -6,6 +6,7 @@ True, False or "not resolved". Nothing in the table is written by hand.
 """
 
 import inspect
+import re
 
 import numpy as np
 
@@ -278,7 +279,7 @@ def judge(results, figures):
                     outcome = claim(*needs)
                 except (ValueError, LookupError, TypeError):  # settings that the claim doesn't speak of
                     outcome = "", "", "", "not resolved"
-                if "nan" in outcome[1]:  # a measurement that isn't there decides nothing
+                if re.search(r"\bnan\b", outcome[1]):  # a measurement that isn't there decides nothing
                     outcome = *outcome[:3], "not resolved"
                 if any(result["quick"] for result in needs):
                     outcome = *outcome[:3], "quick"
