@@ -75,7 +75,8 @@ def clusters(group: NeuronGroup, vanishing: float, redundant: float) -> tuple[Te
         )
     gone[total.argmax()] = False
     left = (~gone).nonzero()[:, 0]
-    near = near_pairs(group.vectors()[left], total[left].sqrt().to(group.vectors().dtype), redundant)
+    vectors = group.vectors()[left]
+    near = near_pairs(vectors, total[left].sqrt().to(vectors.dtype), redundant)
     follows, parent = near.any(0), near.int().argmax(0)  # argmax: the first
     follows[parent[follows]] = False
     home = torch.arange(group.size, device=gone.device)
