@@ -5,6 +5,7 @@
 """
 
 from collapse.errors import CollapseError
+from collapse.exponent import collapse_exponent, nearest_pairs
 from collapse.extract import extract_subnetwork, load_network, save_network
 from collapse.metrics import effective_rank, feature_sparsity, independent_neurons, normalized_distances
 from collapse.neurons import NeuronGroup, NeuronGroups, Slot, neuron_groups
@@ -16,6 +17,7 @@ __all__ = [
     "NeuronGroup",
     "NeuronGroups",
     "Slot",
+    "collapse_exponent",
     "collapse_report",
     "distance_maps",
     "effective_rank",
@@ -23,6 +25,7 @@ __all__ = [
     "feature_sparsity",
     "independent_neurons",
     "load_network",
+    "nearest_pairs",
     "neuron_groups",
     "normalized_distances",
     "save_network",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from collapse.errors import CollapseError
-from collapse.metrics import _rows, check_thresholds, near_pairs
+from collapse.metrics import check_thresholds, leaders
 from collapse.neurons import ROLES, NeuronGroup, Slot, neuron_groups
 from collapse.report import check_finite, constant_neurons, input_of, square_sizes
 from collapse.trace import record, unwrapped
@@ -92,14 +92,9 @@ def merge_near(group: NeuronGroup, among: Tensor, redundant: float, home: Tensor
     left = among.nonzero()[:, 0]
     if len(left) == 0:
         return
-    vectors, norms = _rows(group.vectors()[left.to(group.slots[0].tensor.device)], f"{group.name}: vectors")
-    near = near_pairs(vectors, norms, redundant).cpu()
-    part = group.part[left]
-    near &= part[:, None] == part[None, :]
-    follows = near.any(0)
-    parent = near.int().argmax(0)  # argmax: the first
-    follows[parent[follows]] = False
-    home[left[follows]] = left[parent[follows]]
+    vectors = group.vectors()
+    places = left.to(vectors.device)
+    home[left] = left[leaders(vectors[places], redundant, group.part[left].to(vectors.device)).cpu()]
 
 
 def plan_of(group: NeuronGroup, vanishing: float, redundant: float) -> Plan:

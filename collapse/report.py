@@ -78,8 +78,9 @@ def measure(group: NeuronGroup, vanishing: float, redundant: float, incoming_mas
     norms = group.importance()
     if incoming_mask:
         norms = torch.linalg.vector_norm(group.incoming(), dim=1, dtype=torch.float64)
-    part = group.part if bool(group.part.any()) else None
-    vanished, independent = count(group.vectors(), vanishing, redundant, norms, part, f"{group.name}: vectors")
+    vectors = group.vectors()
+    part = group.part.to(vectors.device) if bool(group.part.any()) else None
+    vanished, independent = count(vectors, vanishing, redundant, norms, part, f"{group.name}: vectors")
     return {
         "name": group.name,
         "width": group.size,
