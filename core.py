@@ -419,13 +419,18 @@ def run_sweeps(document: str, paper: Run, experiments: dict, quick: dict, argv: 
         parser.add_argument(
             f"--{field.replace('_', '-')}", type=kind, help=words, **({"nargs": "+"} if field in SHORT else {})
         )
-    parser.add_argument("--precision", choices=["auto", "float32"], help="auto: bfloat16 where the device has it")
+    parser.add_argument(
+        "--precision",
+        choices=["auto", "bfloat16", "float32", "float64"],
+        help="auto: bfloat16 where the device is fast at it",
+    )
     parser.add_argument("--seeds", type=int, help="number of replicates; --seed is the first")
     parser.add_argument("--dataset", help=f"a data set of core.load_dataset (the paper: {paper.dataset})")
     parser.add_argument("--data", default="data", help="folder of the data (default: data)")
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), help="folder of checkpoints and logs (default: runs)"
     )
+    parser.add_argument("--stop-at", type=int, help="train no run further than this step; the command goes on later")
     parser.add_argument("--controls", action="store_true", help="lr: also no weight decay; and decay without the noise")
     args, device, out = close_arguments(parser, argv, list(experiments))
     script, is_first = Path(sys.argv[0]).stem, int(os.environ.get("RANK", 0)) == 0
@@ -444,28 +449,26 @@ def run_sweeps(document: str, paper: Run, experiments: dict, quick: dict, argv: 
             controls = with_controls(runs) if args.controls and name == "lr" else []
             sizes = {run.batch_size for run in runs}
             check_teams(sizes, len(runs + controls))
-            if "branches" in plan:
-                check_teams(sizes, sum(len(run.milestones) for run in runs))
             plans[name] = plan, runs, controls
         dataset = next(iter(plans.values()))[1][0].dataset
         data = first_rank_first(lambda: load_dataset(dataset, args.data), device)
         for name, (plan, runs, controls) in plans.items():
             start = time.perf_counter()
-            records = sweep(runs + controls, data, folder, device)
-            branches = []
+            branch_runs = {}
             if "branches" in plan:
                 fields = plan["branches"] | ({"steps": plan["steps"] // 2, "eval_every": 20} if args.quick else {})
-                starts = [(run, f"{run.name}/weights_{m}.pt") for run in runs for m in run.milestones]
-                branch_runs = [
-                    dataclasses.replace(run, **fields, start=start, milestones=())
-                    for run, start in starts
-                    if (folder / start).exists()
-                ]
-                branches = sweep(branch_runs, data, folder, device)
+                for run in runs:
+                    branch_runs[run] = {
+                        m: dataclasses.replace(run, **fields, start=f"{run.name}/weights_{m}.pt", milestones=())
+                        for m in run.milestones
+                    }
+            trained = sweep(runs + controls, data, folder, device, branch_runs, args.stop_at)
             if is_first:
+                records, branches = trained
                 ends = dict.fromkeys((runs[0], dataclasses.replace(runs[-1], seed=args.seed)))
                 measured = {
                     "varied": plan["varied"],
+                    "stopped_at": args.stop_at,
                     "data_source": data.source,
                     "runs": records[: len(runs)],
                     "controls": records[len(runs) :],
