@@ -23,6 +23,10 @@ from torch import Tensor, nn
 # ======================================================================================
 
 
+class CollapseError(ValueError):
+    """What was given can't be measured."""
+
+
 def _rows(vectors: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """`vectors` checked, in a range where squares neither overflow nor vanish, and the rows' norms."""
     vectors = torch.as_tensor(vectors).detach()
