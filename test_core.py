@@ -25,7 +25,7 @@ import figures
 import teacher_student
 import theory
 import toy_models
-from core import collapse_report, effective_rank, independent_neurons, neuron_groups, normalized_distances
+from core import collapse_report, neuron_groups, normalized_distances
 
 HERE = Path(__file__).resolve().parent
 
@@ -70,125 +70,6 @@ def test_width_scales_every_layer():
         for name, shape in narrow.items():
             for a, b in zip(shape, wide[name], strict=True):
                 assert a == b or 8 * a == b
-
-
-# ======================================================================================
-# collapse metrics: numbers
-# ======================================================================================
-
-
-def literal_count(vectors, vanishing=0.1, redundant=0.1, norms=None):
-    """The reference's way: pairs in lexicographic order, j joins i unless it is already taken."""
-    rows = vectors.double().numpy()
-    norms = np.linalg.norm(rows, axis=1) if norms is None else norms.numpy()
-    rows = rows[(norms >= vanishing * norms.max()) & (norms > 0)]
-    clusters, taken = {}, set()
-    for i in range(len(rows)):
-        for j in range(i + 1, len(rows)):
-            a, b = rows[i], rows[j]
-            if 2 * ((a - b) ** 2).sum() / ((a**2).sum() + (b**2).sum()) < redundant and j not in taken:
-                clusters.setdefault(i, []).append(j)
-                taken.add(j)
-    return len(clusters) + sum(i not in taken and i not in clusters for i in range(len(rows)))
-
-
-def planted(seed):
-    """Random rows with vanishing ones, duplicates and chains in which neighbours only are close."""
-    g = generator(seed)
-    n, d = int(torch.randint(2, 24, (), generator=g)), int(torch.randint(2, 40, (), generator=g))
-    rows = torch.randn(n, d, generator=g)
-    for _ in range(n):
-        i, j = torch.randint(n, (2,), generator=g).tolist()
-        kind = torch.rand((), generator=g)
-        if kind < 0.3:
-            rows[i] = rows[j]
-        elif kind < 0.7:
-            rows[i] = rows[j] + 0.28 * torch.rand((), generator=g) * rows[j].norm() * F.normalize(
-                torch.randn(d, generator=g), dim=0
-            )
-        elif kind < 0.85:
-            rows[i] *= 0.15 * torch.rand((), generator=g)
-        elif kind < 0.9:
-            rows[i] = 0
-    return rows
-
-
-def test_the_count_equals_the_literal_one_on_planted_cases():
-    chains = 0
-    for seed in range(400):
-        rows = planted(seed)
-        count = independent_neurons(rows)
-        assert count == literal_count(rows), seed
-        incoming = rows[:, : 1 + seed % rows.shape[1]].norm(dim=1).double()
-        assert independent_neurons(rows, norms=incoming) == literal_count(rows, norms=incoming), seed
-        assert independent_neurons(rows, 0.3, 0.5) == literal_count(rows, 0.3, 0.5), seed
-        chains += count != connected_components(rows)
-    assert chains > 10  # the cases do tell the paper's rule from connected components
-
-
-def connected_components(rows):
-    kept = rows[rows.norm(dim=1) >= 0.1 * rows.norm(dim=1).max()]
-    reach = (normalized_distances(kept) < 0.1).double()
-    for _ in range(6):
-        reach = (reach @ reach > 0).double()
-    return len(torch.unique(reach, dim=0))
-
-
-@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e-6, 1e6, 1e18, 1e30])
-def test_metrics_do_not_depend_on_the_scale(scale):
-    for seed in range(20):
-        rows = planted(seed)
-        assert independent_neurons(rows * scale) == independent_neurons(rows)
-        assert effective_rank(rows * scale) == pytest.approx(effective_rank(rows), rel=1e-5)
-        assert torch.allclose(normalized_distances(rows * scale), normalized_distances(rows), atol=1e-4)
-
-
-def test_a_pair_at_the_threshold_is_measured_exactly():
-    """Distances within float32 rounding of 0.1, where a Gram matrix can't tell: strictly below counts."""
-    base = torch.zeros(1000)
-    base[0] = 1
-    for angle in (math.acos(0.95) - 1e-7, math.acos(0.95) + 1e-7):  # 2 |a-b|^2 / 2 = 2 (1 - cos)
-        other = torch.zeros(1000)
-        other[0], other[1] = math.cos(angle), math.sin(angle)
-        rows = torch.stack([base, other])
-        assert independent_neurons(rows) == literal_count(rows)
-
-
-def test_distances_of_known_pairs():
-    a = torch.tensor([[3.0, 4.0], [3.0, 4.0], [4.0, -3.0], [-3.0, -4.0], [0.0, 0.0], [0.0, 0.0]])
-    expected = torch.full((6, 6), 2.0)
-    expected[0, 1] = expected[1, 0] = 0
-    expected[0, 3] = expected[1, 3] = expected[3, 0] = expected[3, 1] = 4
-    expected[4, 5] = expected[5, 4] = 0
-    expected.fill_diagonal_(0)
-    assert torch.equal(normalized_distances(a), expected)
-
-
-def test_empty_zero_nan_and_single_rows():
-    zeros, one = torch.zeros(3, 5), torch.ones(1, 5)
-    assert independent_neurons(zeros) == 0 and effective_rank(zeros) == 0 and not normalized_distances(zeros).any()
-    assert independent_neurons(one) == 1 and effective_rank(one) == pytest.approx(1)
-    assert normalized_distances(one).tolist() == [[0]]
-    assert independent_neurons(torch.eye(4, dtype=torch.int64)) == 4
-    for function in (independent_neurons, effective_rank, normalized_distances):
-        for bad in (torch.full((2, 2), math.nan), torch.tensor([[1.0, math.inf]])):
-            with pytest.raises(ValueError, match="NaN or infinite"):
-                function(bad)
-        for bad in (torch.zeros(0, 3), torch.zeros(3, 0), torch.zeros(3)):
-            with pytest.raises(ValueError, match="not empty"):
-                function(bad)
-    with pytest.raises(ValueError, match="one per neuron"):
-        independent_neurons(one, norms=torch.ones(2))
-
-
-def test_effective_rank_is_the_exponential_of_the_entropy():
-    assert effective_rank(torch.eye(7)) == pytest.approx(7)
-    assert effective_rank(torch.randn(9, 1, generator=generator()) @ torch.ones(1, 30)) == pytest.approx(1)
-    for shape in ((20, 50), (50, 20)):
-        matrix = torch.randn(*shape, generator=generator(1))
-        s = torch.linalg.svdvals(matrix.double())
-        p = s / s.sum()
-        assert effective_rank(matrix) == pytest.approx(math.exp(-(p * p.log()).sum()), rel=1e-6)
 
 
 # ======================================================================================
