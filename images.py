@@ -4,6 +4,7 @@ Import load_dataset from core.
 """
 
 import copy
+import hashlib
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -178,6 +179,15 @@ STATISTICS = {  # the paper's channel means and standard deviations
 }
 
 
+def content_hash(dataset: Dataset) -> str:
+    """Of all images and labels: 16 hexadecimal digits of their SHA-256, shapes included."""
+    digest = hashlib.sha256()
+    for part in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels):
+        digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
+        digest.update(part.contiguous().numpy())
+    return digest.hexdigest()[:16]
+
+
 class Images:
     """A data set resident on the device as uint8, channels last, padded by 4: batches are one gather.
 
@@ -203,6 +213,7 @@ class Images:
         self.train, self.test = framed(dataset.train_images, 4), framed(dataset.test_images, 0)
         self.train_labels, self.test_labels = dataset.train_labels.to(device), dataset.test_labels.to(device)
         self.classes = dataset.num_classes
+        self.content_hash = content_hash(dataset)
         if name in STATISTICS:
             mean, std = (torch.tensor(values) * 255 for values in STATISTICS[name])
         else:
@@ -220,6 +231,12 @@ class Images:
             return self
         other = copy.copy(self)
         other.mean, other.std = torch.zeros_like(self.mean), torch.full_like(self.std, 255.0)
+        return other
+
+    def in_float64(self) -> "Images":
+        """The same images, for which `normalized` yields float64."""
+        other = copy.copy(self)
+        other.mean, other.std = self.mean.double(), self.std.double()
         return other
 
     def plain_train(self, count: int) -> Tensor:

@@ -250,7 +250,7 @@ def deep(
         return None
     found = []
     for (schedule, decay, one), run in planned.items():
-        record = trained[distinct.index(run)]
+        record = trained[0][distinct.index(run)]
         columns = {key: [line[key] for line in record["log"]] for key in (record["log"] or [{}])[0]}
         peak = max(core.learning_rate_at(run, t) for t in range(steps))
         about = {"schedule": schedule, "decay": decay, "seed": one, "peak": peak, "seconds": record["seconds"]}

@@ -149,14 +149,42 @@ def form_team(runs: int, device: torch.device) -> Team:
 # ======================================================================================
 
 
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 fast: A100 and later, CPUs with AMX or AVX512_BF16."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # older torch can't tell
+        return False
+    able = torch.cpu.get_capabilities()
+    return able.get("amx_bf16", False) or able.get("avx512_bf16", False)
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """The precision that "auto" means on this device; any other is itself."""
+    if precision != "auto":
+        return precision
+    return "bfloat16" if fast_bfloat16(device) else "float32"
+
+
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """bfloat16 where the device multiplies it fast (A100 and later, CPUs with AMX); float32 weights stay."""
-    if precision == "float32":
-        return contextlib.nullcontext()
-    fast = torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else False
-    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
-        fast = torch.cpu.get_capabilities().get("amx_bf16", False)
-    return torch.autocast(device.type, torch.bfloat16) if fast else contextlib.nullcontext()
+    """Products in bfloat16, with float32 weights, where `precision` is (or "auto" resolves to) bfloat16."""
+    if resolve_precision(precision, device) == "bfloat16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def memory_format(model: nn.Module, data: Images) -> torch.memory_format:
+    """channels_last, except where torch crashes in it: narrow strided 1x1 convolutions of larger images on CPUs.
+
+    There the backward pass of oneDNN writes outside its memory (seen with 2 to 8 channels at 56 to 64 pixels;
+    pytorch issue 136348 is alike; not with 16 channels, nor with 52 pixels).
+    """
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    strided = [m for m in convolutions if max(m.stride) > 1 and max(m.kernel_size) == 1]
+    narrow = any(min(m.in_channels, m.out_channels) < 16 for m in strided)
+    if data.train.device.type == "cpu" and narrow and data.size > 48:
+        return torch.contiguous_format
+    return torch.channels_last
 
 
 def save_atomically(path: Path, state: dict) -> None:
@@ -190,7 +218,8 @@ def evaluate(model: nn.Module, data: Images, team: Team, precision: str, batch: 
     sums = torch.zeros(2, dtype=torch.float64, device=data.test.device)
     with torch.no_grad(), autocast(data.test.device, precision):
         for start in range(team.rank * batch, len(data.test), team.size * batch):
-            output = model(data.normalized(data.test[start : start + batch])).float()
+            output = model(data.normalized(data.test[start : start + batch]))
+            output = output if output.dtype == torch.float64 else output.float()
             labels = data.test_labels[start : start + batch]
             sums[0] += F.cross_entropy(output, labels, reduction="sum")
             sums[1] += (output.argmax(1) == labels).sum()
@@ -216,22 +245,35 @@ def collapse_measure(run: Run, model: nn.Module, data: Images):
     }
 
 
-def check_settings(run: Run, folder: Path, is_first: bool) -> None:
-    """Write settings.json into a new folder; raise ValueError naming the fields in which an old one differs."""
+def check_settings(run: Run, folder: Path, is_first: bool, data_hash: str, device: torch.device) -> str:
+    """Write settings.json into a new folder; raise ValueError naming the fields in which an old one differs.
+
+    Beside the run's fields it holds a hash of the data's content and the precision that was resolved when the
+    run began, which is returned and stays, wherever the run goes on. A folder from before these is completed.
+    """
     import core
 
     path, settings = folder / "settings.json", json.loads(json.dumps(dataclasses.asdict(run)))
+    here = {"data_hash": data_hash, "resolved_precision": resolve_precision(run.precision, device)}
+    old = {}
     if path.exists():
         defaults = {field.name: field.default for field in dataclasses.fields(Run)}
         try:
-            old = json.loads(json.dumps(defaults)) | json.loads(path.read_text())
+            old = json.loads(path.read_text())
+            known = json.loads(json.dumps(defaults)) | here | old
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error}); move {folder} away") from None
-        changed = [key for key in settings.keys() | old.keys() if settings.get(key) != old.get(key)]
+        settings |= {"data_hash": data_hash, "resolved_precision": known["resolved_precision"]}
+        changed = [key for key in settings.keys() | known.keys() if settings.get(key) != known.get(key)]
         if changed:
             raise ValueError(f"{folder} was run with another {', '.join(sorted(changed))}; move it away or change back")
-    elif is_first:
+    settings = here | settings
+    if is_first and old != settings:
         core.write_json(path, settings, digits=None)  # compared exactly, by the same command
+    precision = settings["resolved_precision"]
+    if is_first and precision == "bfloat16" and not fast_bfloat16(device):
+        print(f"{run.name} began in bfloat16 and goes on in it; this machine is slow at it", flush=True)
+    return precision
 
 
 def train(
@@ -243,14 +285,15 @@ def train(
     show: bool = True,
     build=None,
     measure=collapse_measure,
+    until: int | None = None,
 ) -> dict:
     """Train one network, or go on with it, in `folder`; returns its log, "diverged_at" (step or None) and "seconds".
 
     Writes settings.json, log.jsonl (a line per evaluation: step, losses, accuracy, collapse of every
     group), checkpoint.pt, and weights_<step>.pt at each milestone and at the end. A finished run is
     read, not run. Loss NaN or infinite ends the run as diverged at that step. SIGTERM and Ctrl-C
-    save and exit. Raises ValueError for settings that differ or impossible ones, OSError if it
-    can't write.
+    save and exit. `until`: go no further than this step, one of the run's milestones or evaluations.
+    Raises ValueError for settings that differ or impossible ones, OSError if it can't write.
 
     Other networks: `build(run, classes)` makes them; else `run.model` is a function of core. Other
     measurements: `measure(run, model, data)` is called once and returns a function that is called at each
@@ -258,20 +301,30 @@ def train(
     """
     import core  # core opens this room: it is there by now
 
+    if until is None:
+        until = run.steps
     data = data.prepared(run.normalize)
     if run.batch_size > len(data.train):
         raise ValueError(f"batch size {run.batch_size} is larger than the {len(data.train)} training images")
     folder.mkdir(parents=True, exist_ok=True)
-    check_settings(run, folder, team.rank == 0)
+    precision = check_settings(run, folder, team.rank == 0, data.content_hash, device)
+    if precision == "float64":
+        data = data.in_float64()
     log_file, checkpoint_file = folder / "log.jsonl", folder / "checkpoint.pt"
     torch.manual_seed(run.seed)
     plain = build(run, data.classes) if build else getattr(core, run.model)(data.classes, run.width)
-    plain = plain.to(device, memory_format=torch.channels_last)
+    if precision == "float64":
+        plain = plain.double()
+    plain = plain.to(device, memory_format=memory_format(plain, data))
     optimizer = torch.optim.SGD(
         plain.parameters(), lr=run.learning_rate, momentum=run.momentum, weight_decay=run.weight_decay
     )
     # Carried along: sum of losses since the last evaluation, and the first step with a bad loss
-    step, loss_sum, bad_step = 0, torch.zeros((), device=device), torch.tensor(run.steps, device=device)
+    step, loss_sum, bad_step = (
+        0,
+        torch.zeros((), device=device, dtype=data.mean.dtype),
+        torch.tensor(run.steps, device=device),
+    )
     log, diverged_at, seconds = [], None, 0.0
     if checkpoint_file.exists():
         state = load_state(checkpoint_file, device)
@@ -288,7 +341,7 @@ def train(
             part.unlink()  # of a checkpoint that was killed while it was written
         # The log is the checkpoint's: lines written after it will be written again
         log_file.write_text("".join(json.dumps(line) + "\n" for line in log))
-    if step == run.steps or diverged_at is not None:
+    if step >= until or diverged_at is not None:
         return {"log": log, "diverged_at": diverged_at, "seconds": round(seconds, 1)}
 
     began = time.perf_counter() - seconds  # seconds: of all sittings together
@@ -298,7 +351,7 @@ def train(
 
     def checkpoint():
         nonlocal seconds
-        seconds, sums = time.perf_counter() - began, torch.zeros(team.size, device=device)
+        seconds, sums = time.perf_counter() - began, torch.zeros(team.size, device=device, dtype=loss_sum.dtype)
         sums[team.rank] = loss_sum
         if team.size > 1:
             dist.all_reduce(sums, group=team.group)
@@ -312,7 +365,7 @@ def train(
         """Whether a signal has come; a team asks, now and then, whether one has come to any of its ranks."""
         if team.size == 1:
             return bool(stop)
-        if step % 20 and step < run.steps:
+        if step % 20 and step < until:
             return False
         told = torch.tensor(len(stop), device=device)
         dist.all_reduce(told, dist.ReduceOp.MAX, group=team.group)
@@ -327,16 +380,18 @@ def train(
     bar = tqdm(total=run.steps, initial=step, desc=run.name, unit="step", disable=None if show else True, mininterval=1)
     epoch, since, stops = -1, log[-1]["step"] if log else 0, {*run.milestones, run.steps}
     try:
-        while step < run.steps:
+        while step < until:
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
                 crops, labels = data.epoch(run, epoch)
             start = step % per_epoch * run.batch_size + team.rank * share
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(run, step)
-            with autocast(device, run.precision):
+            with autocast(device, precision):
                 output = model(data.normalized(data.batch(crops[start : start + share])))
-            loss = F.cross_entropy(output.float(), labels[start : start + share])
+            if precision == "bfloat16":
+                output = output.float()
+            loss = F.cross_entropy(output, labels[start : start + share])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -348,7 +403,7 @@ def train(
                 if team.size > 1:
                     dist.all_reduce(loss_sum, group=team.group)
                     dist.all_reduce(bad_step, dist.ReduceOp.MIN, group=team.group)
-                test_loss, accuracy = evaluate(plain, data, team, run.precision)
+                test_loss, accuracy = evaluate(plain, data, team, precision)
                 if bad_step < run.steps or not math.isfinite(test_loss):
                     diverged_at = min(int(bad_step), step)
                     checkpoint()
@@ -396,29 +451,47 @@ def check_teams(batch_sizes: set[int], runs: int) -> None:
                 raise ValueError(f"batch size {batch_size} is not divisible by a team of {size} processes")
 
 
-def sweep(runs: list[Run], dataset, folder: str | Path, device: torch.device, **options) -> list[dict] | None:
+def sweep(
+    runs: list[Run],
+    dataset,
+    folder: str | Path,
+    device: torch.device,
+    branches: dict | None = None,
+    stop_at: int | None = None,
+    **options,
+) -> tuple[list[dict], list[dict]] | None:
     """Train all runs, shared among the torchrun ranks; safe to run again. `dataset`: of `core.load_dataset`.
 
-    `options`: `build` and `measure` of `train`.
+    `branches`: run -> milestone -> the Run that goes on from its weights there, by the same team as soon as they are
+    there. `stop_at`: train no run further than this step, nor branches from later ones. `options`: `build` and
+    `measure` of `train`.
 
-    Returns a dict per run, {"run": settings, "log": [...], "diverged_at": ...}, on rank 0; None on
-    the other ranks. Batches that a team can't divide are refused before anything starts.
+    Returns a dict per run, {"run": settings, "log": [...], "diverged_at": ...}, and one per branch, on rank 0; None
+    on the other ranks. Batches that a team can't divide are refused before anything starts.
     """
-    if not runs:
-        return []
     check_teams({run.batch_size for run in runs}, len(runs))
     team, ranks = form_team(len(runs), device), int(os.environ.get("WORLD_SIZE", 1))
     data = Images(dataset, runs[0].dataset, device)
-    records = {}
+    records, show = {}, team.index == team.rank == 0
+
+    def trained(run, until=None):
+        record = train(run, data, Path(folder) / run.name, device, team, show, until=until, **options)
+        return {"run": dataclasses.asdict(run), "name": run.name, **record}
+
     for k in range(team.index, len(runs), team.teams):
-        show = team.index == team.rank == 0
-        record = train(runs[k], data, Path(folder) / runs[k].name, device, team, show, **options)
+        run, branch_records = runs[k], []
+        for milestone, branch in sorted((branches or {}).get(run, {}).items()):
+            if stop_at is None or milestone <= stop_at:
+                record = trained(run, milestone)
+                if record["diverged_at"] is None:
+                    branch_records.append(trained(branch))
+        record = trained(run, stop_at)
         if team.rank == 0:
-            records[k] = {"run": dataclasses.asdict(runs[k]), "name": runs[k].name, **record}
+            records[k] = record, branch_records
     if ranks > 1:
         gathered = [None] * ranks
         dist.all_gather_object(gathered, records)
         records = {k: record for part in gathered for k, record in part.items()}
         if dist.get_rank() != 0:
             return None
-    return [records[k] for k in range(len(runs))]
+    return [records[k][0] for k in range(len(runs))], [branch for k in range(len(runs)) for branch in records[k][1]]
