@@ -6,7 +6,7 @@ Collapse*, NeurIPS 2023): parameters where a neuron has vanished, or where two n
     data               load_dataset, synthetic_dataset: in images.py
     models             vgg16, resnet18
     collapse metrics   normalized_distances, independent_neurons, effective_rank, feature_sparsity, neuron_groups,
-                       collapse_report, distance_maps: in collapse.py, which stands alone; import them from here
+                       collapse_report, distance_maps: in collapse/, which stands alone; import them from here
     training           Run, train, sweep: in training.py
     scripts            run_script, run_sweeps: arguments, results, environment
 """
