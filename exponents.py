@@ -13,10 +13,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import core
-from collapse import NeuronGroup
+from collapse import NeuronGroup, collapse_exponent, nearest_pairs
 from core import Run, neuron_groups, normalized_distances, progress
 from neurons import sgd_of, step_batches, trained_network
-from subnetworks import collapse_exponent
 from theory import log_growth
 from training import Images, train
 
@@ -101,12 +100,6 @@ NETWORK = {  # narrow, and noisy enough that neurons merge within minutes
     "eval_every": 1000,
     "milestones": tuple(range(2000, 24_001, 2000)),
 }
-
-
-def nearest_pairs(group: NeuronGroup, count: int) -> Tensor:
-    """[count, 2]: the pairs of neurons that are nearest to each other, by normalised distance."""
-    one, two = torch.triu_indices(group.size, group.size, 1, device=group.vectors().device)
-    return torch.stack([one, two], 1)[normalized_distances(group.vectors())[one, two].argsort()[:count]]
 
 
 def closeness(groups: list[NeuronGroup], index: Tensor) -> Tensor:

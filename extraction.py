@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import core
+from collapse import extract_subnetwork
 from core import Run, neuron_groups
 from neurons import sgd_of, step_batches, trained_network
-from subnetworks import extract_subnetwork
 from training import Images, Team, evaluate, train
 
 
@@ -30,17 +30,11 @@ def plant_collapse(model: nn.Module, example: Tensor, seed: int = 0) -> int:
     for group in neuron_groups(model, example):
         quarter = group.size // 4
         gone, copies, originals = torch.randperm(group.size, generator=generator)[: 3 * quarter].view(3, quarter)
-        tensors = [
-            tensor.detach().view(group.size, -1)
-            for slot in (*group.producers, *group.norms)
-            for tensor in (*slot.module._parameters.values(), *slot.module._buffers.values())
-            if tensor is not None and tensor.ndim
-        ]
-        for slot in group.consumers:
-            weight = slot.module.weight.detach()
-            tensors.append(weight.view(len(weight), group.size, -1).transpose(0, 1))
-        for tensor in tensors:
-            tensor[copies], tensor[gone] = tensor[originals], 0.0
+        for slot in group.slots:
+            tensor = slot.tensor.detach()
+            rows = slot.read(tensor).clone()
+            rows[copies], rows[gone] = rows[originals], 0.0
+            slot.write(tensor, rows)
         lost += 2 * quarter
     return lost
 

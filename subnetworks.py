@@ -16,251 +16,26 @@ Times are for one CPU core. `exponent` first trains its two networks: 18 minutes
 `causes` uses the first of them; `vanishing` trains two of its own, 30 minutes.
 """
 
-import contextlib
-import copy
 import importlib
 import math
 import os
 import sys
-import warnings
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.func import grad, jvp
-from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import nn
 
-from collapse import unwrapped
+from collapse import collapse_exponent, extract_subnetwork  # noqa: F401
+from collapse.extract import plan_of, why_left_whole
 from core import collapse_report, neuron_groups, run_script
-from neurons import (
-    as_trained,
-    behind_batch_norm,
-    channel_nodes,
-    check_followed,
-    check_same,
-    clusters,
-    contribution,
-    neuron_parts,
-    on_invariant_sets,
-    tangent_step,
-    trained_network,
-)
+from neurons import trained_network
 from training import load_state
 
-# ======================================================================================
-# Extract: the smaller network that a collapsed one is
-# ======================================================================================
 
-
-def extract_subnetwork(model: nn.Module, example: Tensor, vanishing: float = 0.1, redundant: float = 0.1) -> nn.Module:
-    """A smaller network of the same layers: vanished neurons removed, redundant ones merged (see `clusters`).
-
-    Merging averages what comes in (rows, norms' parameters, running statistics) and sums what goes out
-    (columns). In eval mode the function is the same where neurons have vanished or are equal exactly, and nearly
-    so where nearly. `model` isn't changed. The attribute `extraction` of the new network counts what was
-    done, {"name", "width", "vanished", "merged", "kept"} by group; with nothing to extract the network comes back as
-    it was, with a warning that says so.
-
-    Raises ValueError, naming the layer, for what can't be followed (`core.neuron_groups`), norms that
-    couple neurons and weights computed from other parameters, and for networks whose code uses the sizes of layers.
-    """
-    model, counts, plans = unwrapped(model), [], []
-    for group in neuron_groups(model, example):
-        for slot in (*group.producers, *group.norms, *group.consumers):
-            check_followed(slot, "extract through")
-        gone, home = clusters(group, vanishing, redundant)
-        kept = (~gone & (home == torch.arange(group.size, device=home.device))).nonzero()[:, 0]
-        merged = group.size - len(kept) - int(gone.sum())
-        counts.append({"name": group.name, "width": group.size, "vanished": int(gone.sum()), "merged": merged})
-        counts[-1]["kept"] = len(kept)
-        if len(kept) < group.size:
-            plans.append((group, gone, home, kept))
-    whole = on_invariant_sets(model, plans)
-    smaller = copy.deepcopy(whole)
-    smaller.extraction = counts
-    if not plans:
-        warnings.warn(f"nothing to extract at vanishing={vanishing}, redundant={redundant}: unchanged", stacklevel=2)
-        return smaller
-
-    def replace(module, name, new):
-        old = getattr(module, name)
-        setattr(module, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
-
-    for group, gone, home, kept in plans:
-        for slot in (*group.producers, *group.norms):
-            module = smaller.get_submodule(slot.name)
-            for name, old in [*module._parameters.items(), *module._buffers.items()]:
-                if old is not None and old.ndim:
-                    rows = old.detach().reshape(group.size, slot.block, *old.shape[1:])
-                    replace(module, name, rows[kept].flatten(0, 1))
-            for name in {"out_channels", "out_features", "num_features", "num_parameters"} & vars(module).keys():
-                setattr(module, name, len(kept) * slot.block)
-        for slot in group.consumers:
-            module = smaller.get_submodule(slot.name)
-            old = module.weight.detach()
-            columns = old.reshape(len(old), group.size, slot.block, *old.shape[2:])[:, ~gone]
-            new = columns.new_zeros(len(old), len(kept), *columns.shape[2:])
-            new = new.index_add_(1, torch.searchsorted(kept, home[~gone]), columns).flatten(1, 2)
-            replace(module, "weight", new)
-            setattr(module, "in_features" if new.ndim == 2 else "in_channels", new.shape[1])
-    check_same(whole, smaller, example)
-    return smaller
-
-
-# ======================================================================================
-# Predict: the top Lyapunov exponent of SGD normal to an invariant set
-# ======================================================================================
-
-
-def collapse_exponent(
-    model: nn.Module,
-    sets: dict[str, Tensor],
-    batches: Iterable[tuple[Tensor, Tensor]],
-    optimizer: torch.optim.SGD,
-    loss=F.cross_entropy,
-    frozen: bool = False,
-    blocks: int = 20,
-    chunk: int | None = None,
-) -> dict[str, Tensor]:
-    """Top Lyapunov exponents of SGD normal to invariant sets, along the steps it takes with these very batches.
-
-    `sets`: name of a group of `core.neuron_groups` -> [S, 2] pairs (permutation sets) or [S] neurons
-    (sign sets; before a batch norm the set is gain, offset and outgoing weights zero). At each step the small
-    distances to the sets move by v' = momentum v + (H + decay) delta, delta' = delta - lr v', H the batch's
-    Hessian normal to the set, and the network by `optimizer` (unless `frozen`). They start along the neurons' own
-    distances, and at random where these are zero; only their direction matters. Batches too large for memory
-    are taken `chunk` examples at a time (`loss` a mean over examples; networks without batch norm).
-
-    Returns, one number per set in the order of `sets`: `exponent` per step, over the last four fifths of the
-    steps, its standard `error` (from means over `blocks`), and what it is made of to second order in eta =
-    lr / (1 - momentum): `decay`, `curvature` -eta E[q] (and the second order of the mean H), and `noise`, eta^2 / 2
-    (var Hu - 2 var q), q = u.Hu, u the direction. In one dimension var Hu = var q: noise attracts
-    (stochastic attractivity in Stochastic Collapse); in many the part of Hu across u repels. And [steps, sets]:
-    `growth` of log|delta|, and `log_distance` of the neurons themselves to the set, before each step.
-
-    Raises ValueError, naming the layer, for groups it can't follow or that the optimizer doesn't train whole, sets
-    that aren't invariant and chunks that a batch norm would see.
-    """
-    keys, others = ("lr", "momentum", "weight_decay"), ("nesterov", "dampening", "maximize")
-    settings = {tuple(map(group.get, keys)) for group in optimizer.param_groups}
-    other = [group.get(key) for group in optimizer.param_groups for key in others]
-    if type(optimizer) is not torch.optim.SGD or len(settings) != 1 or any(other):
-        raise ValueError(
-            "collapse_exponent linearises torch.optim.SGD with one setting for all parameters, "
-            "no Nesterov, no dampening, no maximize"
-        )
-    if not 0 <= settings.copy().pop()[1] < 1:
-        raise ValueError("collapse_exponent needs a momentum from 0 to below 1")
-    model = unwrapped(model)
-    modules, batches = dict(model.named_modules()), iter(batches)
-    batch, buffers = next(batches, None), {name: buffer.clone() for name, buffer in model.named_buffers()}
-    if batch is None:
-        raise ValueError("collapse_exponent needs at least one batch")
-    coupled = [name for name, module in modules.items() if chunk and isinstance(module, _BatchNorm)]
-    if coupled:
-        raise ValueError(f"collapse_exponent can't take batches in chunks: {coupled[0]} couples their examples")
-    groups = {group.name: group for group in neuron_groups(model, batch[0][:2])}
-    if not sets or sets.keys() - groups.keys():
-        raise ValueError(f"no group of neurons {', '.join(sets.keys() - groups.keys())}; there are {', '.join(groups)}")
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    inputs, gradients, jobs, states, steps = {}, {}, {}, {}, []
-
-    def watch(slot, is_producer):
-        def keep_input(module, args, kwargs):
-            inputs[slot.name] = (*args, *kwargs.values())[0].detach()
-
-        def keep_gradient(module, args, output):
-            output.register_hook(lambda gradient: gradients.update({slot.name: gradient}))
-
-        if is_producer:
-            return slot.module.register_forward_pre_hook(keep_input, with_kwargs=True)
-        return slot.module.register_forward_hook(keep_gradient)
-
-    def split(group, index, free, pick=lambda parameter: parameter.detach()):
-        """The points of the sets nearest to the neurons, and the neurons' distances to them."""
-        vectors = torch.cat([part.reshape(group.size, -1) for part in neuron_parts(group, pick).values()], 1)[index]
-        pairs = index.ndim == 2
-        return (vectors.mean(1), vectors[:, 0] - vectors.mean(1)) if pairs else (vectors * ~free, vectors * free)
-
-    def velocity(parameter):
-        buffer = optimizer.state[parameter].get("momentum_buffer")
-        return torch.zeros_like(parameter) if buffer is None else buffer.detach()
-
-    def restore():
-        for name, buffer in model.named_buffers() if frozen or not steps else ():
-            buffer.copy_(buffers[name])
-
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(as_trained(model))
-        stack.callback(restore)
-        for name, index in sets.items():
-            group, nodes, index = groups[name], channel_nodes(model, groups[name], batch[0][:2]), torch.as_tensor(index)
-            if index.is_floating_point() or index.dtype == torch.bool or tuple(index.shape[1:]) not in ((), (2,)):
-                raise ValueError(f"the sets of {name} must be integers, [S, 2] pairs or [S] neurons")
-            pairs = index.ndim == 2
-            if not ((index >= 0) & (index < group.size)).all() or (pairs and (index[:, 0] == index[:, 1]).any()):
-                raise ValueError(f"the sets of {name} must be of different neurons from 0 to {group.size - 1}")
-            shapes, normed = {}, behind_batch_norm(nodes, modules, group)
-            for (layer, what), part in neuron_parts(group).items():
-                parameter = getattr(modules[layer], what.replace("columns", "weight"))
-                if not parameter.requires_grad or id(parameter) not in held:
-                    raise ValueError(f"collapse_exponent can't follow {layer}: the optimizer doesn't train all of it")
-                shapes[layer, what] = part.shape[1:]
-            normal = [pairs or key[1] == "columns" or key[0] not in normed for key in shapes]
-            sizes = torch.tensor([math.prod(shape) for shape in shapes.values()])
-            free = torch.tensor(normal).repeat_interleave(sizes).to(batch[0].device)
-            jobs[name] = group, index, nodes, shapes, free
-        for group, *_ in jobs.values():
-            for slot in (*group.producers, *group.consumers):
-                stack.callback(watch(slot, slot in group.producers).remove)
-        while batch is not None:
-            rate, momentum, decay = (optimizer.param_groups[0][key] for key in keys)
-            row, nearest, products = [], {}, {}
-            for name, (group, index, *_, free) in jobs.items():
-                nearest[name] = _, own = split(group, index, free)
-                if name not in states:
-                    there = own.norm(dim=1, keepdim=True) > 0
-                    delta = torch.where(there, own, torch.randn_like(own) * free)
-                    speed = torch.where(there, split(group, index, free, velocity)[1], 0)
-                    size = delta.norm(dim=1, keepdim=True)
-                    states[name] = delta / size, speed / size, torch.zeros_like(delta)
-            optimizer.zero_grad()
-            for x, labels in zip(*(part.split(chunk or len(part)) for part in batch), strict=True):
-                gradients.clear()
-                (loss(model(x), labels) * (len(x) / len(batch[0]))).backward()
-                for name, (group, index, nodes, shapes, free) in jobs.items():
-                    unseen = [slot.name for slot in group.consumers if slot.name not in gradients]
-                    if unseen:
-                        raise ValueError(f"collapse_exponent can't follow {unseen[0]}: the loss doesn't depend on it")
-
-                    def slope(vectors, nodes=nodes, shapes=shapes):
-                        return grad(contribution)(vectors, shapes, nodes, modules, inputs, gradients)
-
-                    mean, delta = nearest[name][0], states[name][0]
-                    if index.ndim == 2:
-                        product = jvp(slope, (mean,), (delta,))[1]
-                    else:  # the slope at the set is 0: this is the same, and right where a ReLU or max-pool has a kink
-                        if not steps and (slope(mean) * free).any():
-                            raise ValueError(f"the neurons of {name} can't vanish: their activation of 0 is not 0")
-                        product = slope(mean + 1e-4 * delta) * free / 1e-4
-                    products[name] = products.get(name, 0) + product
-            for name in jobs:
-                states[name], parts = tangent_step(*states[name], products[name], rate, momentum, decay)
-                row.append(torch.stack([*parts, nearest[name][1].norm(dim=1).log()]))
-            steps.append(torch.cat(row, 1))
-            if not frozen:
-                optimizer.step()
-            batch = next(batches, None)
-    growth, curvature, noise, decay, ahead, distance = torch.stack(steps, 1).double()
-    late = slice(len(growth) // 5, -1 if len(growth) > 1 else None)
-    slow = torch.cat([growth[:-1] + ahead.diff(dim=0), growth[-1:]])[late]  # of the slow one: without momentum's swing
-    means = torch.stack([part.mean(0) for part in slow.tensor_split(min(blocks, len(slow)))])
-    error = (means.var(0, correction=0) / (len(means) - 1)).sqrt()  # of one mean: nan
-    found = {"exponent": slow.mean(0), "error": error}
-    found |= {"curvature": curvature[late].mean(0), "noise": noise[late].mean(0), "decay": decay[late].mean(0)}
-    return found | {"growth": growth, "log_distance": distance}
+def covers(slot, parameter: torch.Tensor) -> float:
+    """The share of a parameter's axis that a slot's neurons hold."""
+    length = parameter.numel() if slot.dim is None else parameter.shape[slot.dim] * slot.groups
+    return slot.index.numel() / length
 
 
 def measure(
@@ -305,25 +80,20 @@ def measure(
     if len(redundant) != 1:
         raise ValueError(f"measure takes one --redundant, not {len(redundant)}")
     example = torch.zeros(2, *shape, device=device)
-    report, share, slots = collapse_report(network, example, vanishing, redundant[0]), {}, []
-    for group, row in zip(neuron_groups(network, example), report, strict=True):
-        gone, home = clusters(group, vanishing, redundant[0])
-        row["kept"] = int((~gone & (home == torch.arange(group.size, device=device))).sum())
-        slots += [*group.producers, *group.norms, *group.consumers]
-        held = [p for slot in (*group.producers, *group.norms) for p in slot.module.parameters(recurse=False)]
-        for parameter in (*held, *(slot.module.weight for slot in group.consumers)):
-            share[parameter] = share.get(parameter, 1) * row["kept"] / group.size
-        print("{name:24} width {width:5} vanishing {vanishing:4} redundant {redundant:4} independent {independent:5}"
-              " effective rank {effective_rank:7.1f} kept {kept:5}".format(**row))  # fmt: skip
+    groups = neuron_groups(network, example)
+    report = collapse_report(groups, vanishing=vanishing, redundant=redundant[0])
+    share = {}
+    for group, row in zip(groups, report, strict=True):
+        row["kept"] = group.size
+        if why_left_whole(group) is None:
+            row["kept"] = len(plan_of(group, vanishing, redundant[0]).kept)
+        for slot in group.slots:
+            parameter = slot.tensor
+            share[parameter] = share.get(parameter, 1) * (1 - (1 - row["kept"] / group.size) * covers(slot, parameter))
+    print(report)
     total = sum(parameter.numel() for parameter in network.parameters())
     needed = round(sum(parameter.numel() * share.get(parameter, 1) for parameter in network.parameters()))
-    try:
-        for slot in slots:
-            check_followed(slot, "extract through")
-        print(f"{total:,} parameters, of which the simpler network needs {needed:,} ({needed / total:.1%})")
-    except ValueError as error:
-        needed = None
-        print(f"{total:,} parameters; no simpler network: {error}")
+    print(f"{total:,} parameters, of which the simpler network needs {needed:,} ({needed / total:.1%})")
     return {"report": report, "parameters": total, "needed": needed}
 
 

@@ -13,7 +13,6 @@ import torch
 import torchvision
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import vgg
 
 import claims

@@ -1049,9 +1049,9 @@ RULES = {
     ),
     **dict.fromkeys("_softmax _log_softmax softmax log_softmax".split(), softmax),
     **dict.fromkeys(  # not all of them are marked as such by PyTorch
-        "copy prelu _prelu_kernel rrelu lerp where masked_fill addcmul addcdiv hardswish hardsigmoid hardtanh silu mish "
-        "gelu elu celu selu leaky_relu relu relu6 softplus softshrink hardshrink log_sigmoid_forward threshold sigmoid "
-        "tanh abs add sub mul div neg exp log sqrt rsqrt pow square clamp clamp_min clamp_max sin cos erf".split(),
+        "copy prelu _prelu_kernel rrelu lerp where masked_fill addcmul addcdiv hardswish hardsigmoid hardtanh silu "
+        "mish gelu elu celu selu leaky_relu relu relu6 softplus softshrink hardshrink log_sigmoid_forward threshold "
+        "sigmoid tanh abs add sub mul div neg exp log sqrt rsqrt pow square clamp clamp_min clamp_max sin cos".split(),
         elementwise,
     ),
     **dict.fromkeys("mm bmm addmm baddbmm".split(), matrix_product),
