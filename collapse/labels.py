@@ -859,10 +859,11 @@ def weight_behind(follower: Follower, matrix: Tensor) -> Weight | None:
     last = (matrix.ndim - 2, matrix.ndim - 1)
     found = [places_on_parameter(source, matrix, axis) for axis in last]
     if source.ndim == 2 and None in found:  # an axis of size 1 may lie anywhere: it is the other one
-        found = [
-            place or (1 - other[0], torch.zeros(1, dtype=torch.long)) if other else None
-            for place, other in zip(found, reversed(found), strict=True)
-        ]
+        zero = torch.zeros(1, dtype=torch.long)
+        if found[0] is None and found[1] is not None:
+            found[0] = (1 - found[1][0], zero)
+        elif found[1] is None and found[0] is not None:
+            found[1] = (1 - found[0][0], zero)
     if found == [None, None] and source.numel() == 1:
         zero = torch.zeros(1, dtype=torch.long)
         found = [(0, zero), (1, zero)] if matrix is source else [(1, zero), (0, zero)]

@@ -51,7 +51,8 @@ def one_neuron(case: str, level: float, steps: int, x: Tensor, y: Tensor, draw: 
         noise = (level * float(x.square().mean())) ** 0.5
     direction = x / x.norm()
     batches = [(x, y + label_noise * kick * direction) for kick in balanced_normals(steps, draw)]
-    model = two_layers(1, activation, [1e-9], [1e-9])  # along the axis that grows most
+    # Along the axis that grows most. The second neuron stays zero and does nothing: a network of one has no channels.
+    model = two_layers(2, activation, [1e-9, 0.0], [1e-9, 0.0])
     sgd = torch.optim.SGD(model.parameters(), step)
     found = collapse_exponent(model, {"0": torch.tensor([0])}, batches, sgd, half_square, blocks=10)
     return {
@@ -96,7 +97,9 @@ def closed_forms(steps: int, pair_steps: int, seed: int) -> list[dict]:
     rows = [one_neuron("quartic", zeta, steps, one, 1.5 * one, draw) for zeta in (1.0, 1.7321, 2.5)]
     rows += [one_neuron("neuron", eta, steps, x, y, draw) for eta in (1.0, 2.0, 4.0)]
     torch.manual_seed(0)
-    x, _, y, _ = (torch.randn(8, 1).double() for _ in range(4))  # the reference's data: x, x test, y, y test
+    x = torch.randn(8, 1).double()  # the reference's data: x, x test, y, y test
+    torch.randn(8, 1)
+    y = torch.randn(8, 1).double()
     for rate, level in ((0.1, 0.1), (0.2, 0.1), (0.3, 0.1), (0.1, 0.2)):
         rows.append(neuron_pair(rate, level, pair_steps, x, y, draw))
     return rows
