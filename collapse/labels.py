@@ -160,6 +160,7 @@ class Holder:
         self.order = order  # of the operation that used it first
         self.roles = {role}
         self.normed = True  # all that a consumer reads comes out of a norm
+        self.is_norm = False  # the gain or offset of a norm
         self.uses = []
 
 
@@ -475,9 +476,23 @@ def elementwise(follower: Follower, operation: Operation) -> None:
         follower.distinguish(result, axes_that_vary(result), f"{operation.name} with data at some of its channels")
     normed = all(state.normed for state in kept)
     result = follower.names.find(result)
+    if operation.name in ("mul", "mul_") and is_gain(follower, operation, result):
+        normed = True
     follower.put(output, result, normed)
     if in_place(operation):
         follower.put(operation.args[0], result, normed)
+
+
+def is_gain(follower: Follower, operation: Operation, labels: Tensor) -> bool:
+    """Whether a product is the gain of a norm that is written by hand; notes the parameter as one."""
+    gains = [value for value in operation.args if id(value) in follower.parameters and value.ndim == 1]
+    coupled = {int(label) for note in follower.coupled for label in follower.names.find(note.labels).unique()}
+    if len(gains) != 1 or not coupled.intersection(kernel(labels).flatten().tolist()):
+        return False
+    for (key, _, _), holder in follower.holders.items():
+        if key == id(gains[0]):
+            holder.is_norm = True
+    return True
 
 
 def filled(labels: Tensor, others: Tensor) -> Tensor:
@@ -676,7 +691,7 @@ def batch_norm(follower: Follower, operation: Operation) -> None:
     if 1 in varying:
         labels = follower.names.along(state.labels, 1)
         for name in ("weight", "bias", "running_mean", "running_var"):
-            attach_vector(follower, operation.argument(name), labels, "through")
+            attach_vector(follower, operation.argument(name), labels, "through", is_norm=True)
         follower.put(output, state.labels, normed=isinstance(gain, Tensor))
         return
     if varying:
@@ -684,7 +699,7 @@ def batch_norm(follower: Follower, operation: Operation) -> None:
     follower.put(output, state.labels, state.normed)
 
 
-def attach_vector(follower: Follower, vector, labels: Tensor, role: str) -> None:
+def attach_vector(follower: Follower, vector, labels: Tensor, role: str, is_norm: bool = False) -> None:
     """Entry i of a bias, a gain or an offset belongs to the neuron labels[i]."""
     if not isinstance(vector, Tensor):
         return
@@ -692,6 +707,7 @@ def attach_vector(follower: Follower, vector, labels: Tensor, role: str) -> None
     if found is not None:
         parameter, places = found
         follower.attach(parameter, 0, on_places(labels, places, len(parameter)), role)
+        follower.holders[id(parameter), 0, 1].is_norm = is_norm
     elif follower.is_parameter(vector):  # made of parameters: a repeated gain, say
         state = follower.state(vector)
         if state is not None and state.labels.shape == labels.shape:
@@ -735,7 +751,7 @@ def layer_norm(follower: Follower, operation: Operation) -> None:
         if tensor.ndim > 1 and id(tensor) in follower.parameters:
             follower.attach_shaped(tensor, labels, "through")
         else:
-            attach_vector(follower, tensor, labels, "through")
+            attach_vector(follower, tensor, labels, "through", is_norm=True)
     follower.put(output, state.labels, normed=bool(affine))
 
 
@@ -754,7 +770,7 @@ def group_norm(follower: Follower, operation: Operation) -> None:
         places = torch.arange(channels) // (channels // groups)
         follower.distinguish(labels, {0}, "it normalises groups of its neurons", places)
     for name in ("weight", "bias"):
-        attach_vector(follower, operation.argument(name), labels, "through")
+        attach_vector(follower, operation.argument(name), labels, "through", is_norm=True)
     follower.put(output, state.labels, normed=isinstance(operation.argument("weight"), Tensor))
 
 

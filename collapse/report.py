@@ -115,6 +115,8 @@ def square_sizes(group: NeuronGroup, roles: tuple[str, ...], weights_only: bool 
 def constant_neurons(group: NeuronGroup, vanishing: float) -> Tensor:
     """[n] of bool: no incoming weights (relative to the largest), but not vanished: their offset is what they say.
 
+    A vanished neuron, whose incoming and outgoing weights are both below `vanishing`, adds at most `vanishing`^2 of
+    what the largest adds; so that a constant one varies no more, its incoming weights must be below that.
     Neurons that a norm couples, and those that read each other (queries and keys), are never constant.
     """
     none = torch.zeros(group.size, dtype=torch.bool)
@@ -122,7 +124,7 @@ def constant_neurons(group: NeuronGroup, vanishing: float) -> Tensor:
         return none
     weights = square_sizes(group, ("incoming",), weights_only=True).sqrt()
     sizes = square_sizes(group, ("incoming", "through", "outgoing")).sqrt()
-    unheard = (weights < vanishing * weights.max()) | (weights == 0)
+    unheard = (weights < vanishing**2 * weights.max()) | (weights == 0)
     vanished = (sizes < vanishing * sizes.max()) | (sizes == 0)
     return unheard & ~vanished
 
