@@ -267,10 +267,13 @@ def distance_maps(model: nn.Module, example, names: tuple[str, ...], side: int =
     A dict per name: `width`, `clusters`, and `incoming` and `outgoing`, each [m, m] to two decimals, with
     m = min(width, side) by averaging. Neurons are ordered by `cluster_order` into as many clusters as
     are independent, vanished ones not set aside: they lie at distance 2 from all others.
+    Raises CollapseError for a name that no group has.
     """
     groups = {group.name: group for group in neuron_groups(model, example)}
     maps = []
     for name in names:
+        if name not in groups:
+            raise CollapseError(f"no group of neurons {name}; there are {', '.join(groups)}")
         vectors = groups[name].vectors()
         clusters = max(1, independent_neurons(vectors, vanishing=0))
         order = cluster_order(normalized_distances(vectors), clusters)

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from collapse.extract import why_left_whole
+
 
 def mlp(activation=nn.GELU, width=12):
     layers = [nn.Linear(10, width), activation(), nn.Linear(width, width), activation(), nn.Linear(width, 5)]
@@ -378,3 +380,18 @@ def put_neuron(slots, neuron, value):
 def neurons_of_one_part(group):
     """Indices of the neurons that are exchangeable with the first."""
     return (group.part == group.part[0]).nonzero()[:, 0].tolist()
+
+
+def plant(groups):
+    """In each part of each group that can be extracted one neuron vanishes and one becomes like another: how many."""
+    planted = 0
+    for group in groups:
+        if why_left_whole(group):
+            continue
+        for number in group.part.unique():
+            own = (group.part == number).nonzero()[:, 0].tolist()
+            if len(own) > 3:
+                put_neuron(group.slots, own[1], None)
+                put_neuron(group.slots, own[2], own[0])
+                planted += 2
+    return planted
