@@ -1,10 +1,8 @@
 """Tests of subnetworks.py and its rooms: physics and contracts."""
 
-import copy
 import dataclasses
 import json
 import math
-import time
 import warnings
 from pathlib import Path
 
@@ -12,8 +10,6 @@ import pytest
 import torch
 import torchvision
 from torch import nn
-from torch.nn import functional as F
-from torchvision.models import vgg
 
 import claims
 import core
@@ -30,212 +26,6 @@ from training import Images
 def one_thread():
     torch.set_num_threads(1)
     torch.manual_seed(0)
-
-
-def mlp(activation=nn.GELU, width=24):
-    layers = [nn.Linear(10, width), activation(), nn.Linear(width, width), activation(), nn.Linear(width, 5)]
-    return nn.Sequential(*layers)
-
-
-def narrow_vgg_bn():
-    """torchvision's VGG-11 with batch norm and its own forward, narrower."""
-    plan = [8, "M", 16, "M", 16, 16, "M", 32, 32, "M", 32, 32, "M"]
-    model = vgg.VGG(vgg.make_layers(plan, batch_norm=True), num_classes=10, init_weights=False)
-    model.classifier[0], model.classifier[3] = nn.Linear(32 * 49, 48), nn.Linear(48, 48)
-    model.classifier[6] = nn.Linear(48, 10)
-    return model
-
-
-NETWORKS = {
-    "mlp": (mlp, (10,)),
-    "sigmoid": (lambda: mlp(nn.Sigmoid), (10,)),
-    "vgg16": (lambda: core.vgg16(10, 8), (3, 32, 32)),
-    "vgg11_bn": (narrow_vgg_bn, (3, 32, 32)),
-    "resnet18": (torchvision.models.resnet18, (3, 32, 32)),
-    "resnet18 narrow": (lambda: core.resnet18(10, 8), (3, 32, 32)),
-}
-
-
-def network(name, seed=0):
-    """A network in eval mode with norms and running statistics as after training, and a batch."""
-    torch.manual_seed(seed)
-    model, shape = NETWORKS[name][0]().eval(), NETWORKS[name][1]
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor in (module.weight.data, module.bias.data, module.running_mean):
-                tensor.normal_(0.5, 0.3)
-            module.running_var.uniform_(0.5, 2)
-    return model, torch.randn(3, *shape)
-
-
-# ======================================================================================
-# Extract
-# ======================================================================================
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("thresholds", [(1e-6, 1e-6), (0.1, 0.1)])
-def test_planted_collapse_is_extracted_exactly(name, thresholds):
-    model, x = network(name)
-    lost = plant_collapse(model, x)
-    before, state = model(x), copy.deepcopy(model.state_dict())
-    smaller = extract_subnetwork(model, x, *thresholds)
-    assert sum(row["vanished"] + row["merged"] for row in smaller.extraction) == lost > 0
-    assert all(row["kept"] == row["width"] - 2 * (row["width"] // 4) for row in smaller.extraction)
-    torch.testing.assert_close(smaller(x), before, rtol=1e-5, atol=1e-5)
-    other = torch.randn_like(x)
-    torch.testing.assert_close(smaller(other), model(other), rtol=1e-5, atol=1e-5)
-    assert before.std() > 1e-3 and type(smaller) is type(model)
-    assert [type(m) for m in smaller.modules()] == [type(m) for m in model.modules()]
-    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())  # the argument is as it was
-    report = core.collapse_report(smaller, x, *thresholds)
-    assert all(row["width"] == row["independent"] for row in report)  # nothing is left to extract
-    smaller.train()(x).sum().backward()  # and it can be trained
-
-
-def test_extraction_keeps_what_the_paper_counts():
-    for seed in range(5):
-        model, x = mlp(width=40), torch.randn(2, 10)
-        draw = torch.Generator().manual_seed(seed)
-        for group in core.neuron_groups(model, x):  # chains a - b - c with a and c apart, and faint neurons
-            for slot in (*group.producers, *group.consumers):
-                weight = slot.module.weight.data if slot in group.producers else slot.module.weight.data.T
-                for i in range(1, 30):
-                    weight[i] = weight[i - 1] + 0.25 * weight[i].norm() * F.normalize(
-                        torch.randn(weight[i].shape, generator=draw), dim=0
-                    )
-                weight[30:35] *= 0.03
-        found = extract_subnetwork(model, x).extraction
-        report = core.collapse_report(model, x)
-        assert [row["kept"] for row in found] == [row["independent"] for row in report]
-        assert sum(row["redundant"] for row in report) > 10 and sum(row["vanishing"] for row in report) > 0
-
-
-def test_a_dead_channel_that_still_speaks_is_kept():
-    model, x = network("resnet18 narrow")
-    block = model.layer1[0]
-    for weight in (block.conv1.weight[:2], block.conv2.weight[:, :2], block.bn1.weight[:2], block.bn1.bias[:1]):
-        weight.data.mul_(0)
-    block.bn1.bias.data[1] = 0.5  # silent the one, not the other
-    block.conv2.weight.data[:, 1] = 0.02
-    smaller = extract_subnetwork(model, x, redundant=0.0)
-    row = next(row for row in smaller.extraction if row["name"] == "layer1.0.conv1")
-    assert row["vanished"] == 1
-    torch.testing.assert_close(smaller(x), model(x), rtol=1e-5, atol=1e-5)
-
-
-def test_both_vanishing_sets_of_batch_norm_are_found():
-    model, x = network("vgg11_bn")
-    conv, norm, following = model.features[4], model.features[5], model.features[8]
-    for index, parts in ((0, (norm.weight, norm.bias)), (1, (conv.weight, conv.bias, norm.bias))):
-        for part in parts:
-            part.data[index] = 0
-        following.weight.data[:, index] = 0
-    smaller = extract_subnetwork(model, x, 1e-6, 0.0)
-    assert sum(row["vanished"] for row in smaller.extraction) == 2
-    torch.testing.assert_close(smaller(x), model(x), rtol=1e-5, atol=1e-5)
-
-
-def test_a_layer_called_twice_is_followed_and_a_shared_parameter_refused():
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.enter, self.again, self.leave = nn.Linear(6, 12), nn.Linear(12, 12), nn.Linear(12, 4)
-
-        def forward(self, x):
-            return self.leave(torch.tanh(self.again(torch.tanh(self.again(torch.tanh(self.enter(x)))))))
-
-    model, x = Twice(), torch.randn(3, 6)
-    again = model.again.weight.data
-    model.enter.weight.data[5], model.enter.bias.data[5] = model.enter.weight[2].detach(), model.enter.bias[2].detach()
-    again[5], model.again.bias.data[5] = again[2], model.again.bias[2].detach()
-    again[:, 5], model.leave.weight.data[:, 5] = again[:, 2], model.leave.weight[:, 2].detach()
-    smaller = extract_subnetwork(model, x, 1e-6, 1e-6)
-    assert smaller.again.weight.shape == (11, 11) and smaller.extraction[0]["merged"] == 1
-    torch.testing.assert_close(smaller(x), model(x))
-    model = mlp()
-    model[0] = nn.Linear(24, 24)
-    model[2].weight = model[0].weight
-    with pytest.raises(ValueError, match=r"2.*shares a parameter with 0"):
-        extract_subnetwork(model, torch.randn(2, 24))
-
-
-class Scaled(nn.Sequential):
-    def __init__(self):
-        super().__init__(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
-
-    def forward(self, x):
-        h = self[1](self[0](x))
-        return self[2](h / h.shape[1] ** 0.5)
-
-
-class Viewed(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.out = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8 * 16, 4)
-
-    def forward(self, x):
-        return self.out(F.relu(self.conv(x)).view(x.shape[0], 128))
-
-
-@pytest.mark.parametrize(
-    "model, shape, words",
-    [
-        (nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 3)), (6,), "1: it normalises its neurons"),
-        (nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 3, 3)), (3, 8, 8), "1: it normalises"),
-        (
-            nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 8)), nn.Linear(8, 3)),
-            (6,),
-            "0: its weight is",
-        ),
-        (nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.Conv2d(8, 3, 3)), (4, 8, 8), "follow 0 .*grouped"),
-        (Viewed(), (3, 4, 4), "written into Viewed's code.*view"),
-        (Scaled(), (6,), "Scaled's code uses the size of a layer"),
-    ],
-)
-def test_what_cannot_be_extracted_is_refused_by_name(model, shape, words):
-    x = torch.randn(2, *shape)
-    if isinstance(model, Viewed | Scaled):
-        plant_collapse(model, x)
-    with pytest.raises(ValueError, match=words):
-        extract_subnetwork(model, x)
-    for thresholds in ((2.0, 0.1), (0.1, 9.0), (-1.0, 0.1), (0.1, math.nan)):
-        with pytest.raises(ValueError, match="thresholds must be"):
-            extract_subnetwork(mlp(), torch.randn(2, 10), *thresholds)
-
-
-def test_several_outputs_a_softmax_and_frozen_layers_are_kept():
-    class Heads(nn.Sequential):
-        def forward(self, x, scale=None, twice=False):
-            h = torch.mean(self[1](self[0](x)) ** 2, axis=(2, 3))
-            h = h if scale is None else h * scale
-            h = 2 * h if twice else h
-            return {"classes": F.log_softmax(self[2](h), dim=1), "values": [self[3](h), None]}
-
-    model, x = Heads(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Linear(8, 3), nn.Linear(8, 2)), torch.randn(4, 3, 5, 5)
-    assert [group.name for group in core.neuron_groups(model, x)] == ["0"]
-    model[0].requires_grad_(False)
-    plant_collapse(model, x)
-    smaller = extract_subnetwork(model, x, 1e-6, 1e-6)
-    torch.testing.assert_close(smaller(x)["classes"], model(x)["classes"])
-    torch.testing.assert_close(smaller(x)["values"][0], model(x)["values"][0])
-    assert smaller[0].out_channels == 4 and not smaller[0].weight.requires_grad and smaller[2].weight.requires_grad
-
-
-def test_nothing_to_extract_is_said():
-    model, x = network("vgg16")
-    with pytest.warns(UserWarning, match="nothing to extract"):
-        same = extract_subnetwork(model, x)
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), same.state_dict().values(), strict=True))
-    assert all(row["kept"] == row["width"] and not row["vanished"] + row["merged"] for row in same.extraction)
-
-
-def test_extraction_of_the_full_vgg16_takes_under_five_seconds():
-    model, x = core.vgg16(), torch.randn(1, 3, 32, 32)
-    lost, start = plant_collapse(model, x), time.process_time()
-    smaller = extract_subnetwork(model, x)
-    assert time.process_time() - start < 5
-    assert sum(row["width"] - row["kept"] for row in smaller.extraction) == lost == 2624
 
 
 def test_measure_counts_the_parameters_of_the_extracted_network(tmp_path, capsys):
@@ -281,13 +71,6 @@ def test_measure_reads_checkpoints_of_other_programs(tmp_path, monkeypatch):
     torch.save(net, "whole.pt")
     with pytest.raises(ValueError, match=r"whole\.pt can't be read .*it holds other things"):
         subnetworks.measure("own_network:net", "whole.pt", "4")
-
-
-def test_a_diverged_network_is_not_extracted():
-    model = mlp()
-    model[2].weight.data[0, 0] = math.nan
-    with pytest.raises(ValueError, match="the neurons of 0 hold NaN or infinite values"):
-        extract_subnetwork(model, torch.randn(2, 10))
 
 
 # ======================================================================================
