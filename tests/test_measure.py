@@ -1,6 +1,5 @@
 """Networks of one's own on the command line: checkpoints, inputs, pictures, the extracted network saved."""
 
-import importlib
 import json
 import struct
 import sys
@@ -15,7 +14,7 @@ from collapse import extract_subnetwork, load_network, neuron_groups
 from experiments import wild
 from experiments.checkpoints import load_weights, read_safetensors
 from experiments.extraction import plant_collapse
-from experiments.measure import example_of, measure
+from experiments.measure import example_of, make_network, measure
 from lib.errors import InputError
 
 OWN = """
@@ -183,7 +182,7 @@ def test_other_files_are_said(tmp_path):
 
 
 def test_measure_counts_the_parameters_of_the_extracted_network(own_folder, capsys):
-    model = importlib.import_module("own").images()
+    model = make_network("own:images", 0, torch.device("cpu"))
     plant_collapse(model, torch.zeros(1, 3, 8, 8))
     torch.save(model.state_dict(), "weights.pt")
     found = measure("own:images", ("weights.pt",), ("3,8,8",), picture="picture.png")
