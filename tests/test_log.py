@@ -16,7 +16,13 @@ from collapse.plots import plot_history
 
 def network():
     return nn.Sequential(
-        nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.ReLU(), nn.Flatten(), nn.Linear(12 * 36, 20), nn.ReLU(), nn.Linear(20, 4)
+        nn.Conv2d(3, 12, 3),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(12 * 36, 20),
+        nn.ReLU(),
+        nn.Linear(20, 4),
     )
 
 
