@@ -1,0 +1,106 @@
+"""Tests of lib/settings.py: the range of every setting, in one place."""
+
+import functools
+import inspect
+import math
+from typing import Literal
+
+import pytest
+
+import chaotic_sgd
+import sparse_features
+import teacher_student
+import toy_models
+from lib.errors import InputError
+from lib.settings import Count, CountOrZero, Momentum, NotNegative, Positive, Seed, check_settings, checked
+
+
+@checked
+def experiment(
+    steps: Count = 10,
+    extra: CountOrZero | None = None,
+    rate: Positive = 0.1,
+    noise: NotNegative | Literal["mean"] = 0.0,
+    momentum: Momentum = 0.9,
+    sizes: tuple[Count, ...] = (1, 2),
+    rule: Literal["first", "last"] = "first",
+    name: str = "x",
+    free=None,
+    seed: Seed = 0,
+):
+    """What it does."""
+    return steps
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"steps": 1, "extra": 0, "rate": 1}, {"noise": "mean"}, {"noise": 2}, {"sizes": [3]}, {"free": object()}],
+)
+def test_settings_within_their_ranges_are_taken(settings):
+    assert experiment(**settings) == settings.get("steps", 10)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"steps": 0}, "steps: expected a whole number, at least 1, not 0"),
+        ({"steps": 2.5}, "steps: expected a whole number"),
+        ({"steps": True}, "steps"),
+        ({"extra": -1}, "extra: expected a whole number, at least 0 or none, not -1"),
+        ({"rate": 0}, "rate: expected a number, above 0, not 0"),
+        ({"rate": math.nan}, "rate"),
+        ({"rate": math.inf}, "rate"),
+        ({"noise": -1}, "noise: expected a number, at least 0 or mean, not -1"),
+        ({"noise": "loud"}, "noise"),
+        ({"momentum": 1.0}, "momentum: expected a number, at least 0 and below 1, not 1.0"),
+        ({"sizes": ()}, "sizes: expected one or more, each a whole number, at least 1"),
+        ({"sizes": (1, 0)}, "sizes"),
+        ({"sizes": 3}, "sizes"),
+        ({"rule": "middle"}, "rule: expected first or last, not 'middle'"),
+        ({"name": 3}, "name: expected str, not 3"),
+        ({"seed": -1}, "seed: expected a whole number, at least 0 and at most 1,000,000, not -1"),
+    ],
+)
+def test_settings_out_of_their_ranges_are_refused_by_name(settings, words):
+    with pytest.raises(InputError) as refused:
+        experiment(**settings)
+    assert words in str(refused.value) and "\n" not in str(refused.value)
+    with pytest.raises(InputError):
+        check_settings(functools.partial(experiment, steps=3), settings)
+
+
+def test_a_mistake_in_the_code_is_no_bad_input():
+    with pytest.raises(TypeError):
+        experiment(stops=3)
+    assert experiment.__doc__ == "What it does." and "rate" in inspect.signature(experiment).parameters
+
+
+EXPERIMENTS = {
+    "quartic": toy_models.quartic,
+    "neuron": toy_models.neuron,
+    "pair": toy_models.pair,
+    "diagonal": teacher_student.diagonal,
+    "minibatch": teacher_student.minibatch,
+    "sparse_diagonal": sparse_features.diagonal,
+    "regression": sparse_features.regression,
+    "relu": sparse_features.relu,
+    "deep": sparse_features.deep,
+    **chaotic_sgd.EXPERIMENTS,
+}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_number_among_the_settings_has_a_range(name):
+    """NaN, and for whole numbers -1, are refused wherever a default is a number or several: before any work."""
+    function = EXPERIMENTS[name]
+    for setting, parameter in inspect.signature(function).parameters.items():
+        default = parameter.default
+        numbers = default if isinstance(default, tuple) else (default,)
+        if not all(isinstance(one, int | float) for one in numbers):
+            continue
+        bad_values = [(math.nan,), ()] if isinstance(default, tuple) else [math.nan, math.inf]
+        if isinstance(default, int):
+            bad_values.append(-1)
+        for bad in bad_values:
+            with pytest.raises(InputError, match=f"^{setting}: expected"):
+                function(**{setting: bad})
