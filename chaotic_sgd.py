@@ -13,7 +13,8 @@ size 8, learning rate 0.001, no momentum, 18,240 steps (20 epochs). Cost on one 
 Results depend on learning rate x steps alone, nearly. The cheap forms do a tenth of the work, at rate 0.01 for 1,824
 steps: pruning_cheap and delay_cheap (16 seeds, 8 and 21 minutes), divergence_cheap and subspace_cheap (5 seeds, 13
 minutes shared), pruning_fashion_mnist, delay_fashion_mnist, pruning_k100 (at most 100 directions) and
-pruning_momentum (0.9; rate 0.001) with 3 seeds each.
+pruning_momentum (0.9; rate 0.001) with 3 seeds each, pruning_cnn (ReLU; rate 0.1, 600 steps: sigmoid's stays at the
+largest class) with one.
 
   python chaotic_sgd.py delay --seeds 1     one seed of figure 2, ten minutes
   python chaotic_sgd.py delay_cheap --seeds 1     a tenth of it
@@ -137,6 +138,15 @@ PRUNING = {  # `pruning`, and the same under other settings
     "pruning_fashion_mnist": partial(pruning, dataset="fashion_mnist", seeds=3, **CHEAP),
     "delay_fashion_mnist": partial(pruning, variants=DELAYED_CHEAP, dataset="fashion_mnist", seeds=3, **CHEAP),
     "pruning_k100": partial(pruning, variants=("sgd", "chaotic@0"), k=100, seeds=3, **CHEAP),
+    "pruning_cnn": partial(
+        pruning,
+        variants=("sgd", "chaotic@0", "chaotic@300"),
+        architecture="cnn",
+        activation="relu",
+        seeds=1,
+        learning_rate=0.1,
+        steps=600,
+    ),
     "pruning_momentum": partial(pruning, momentum=0.9, seeds=3, learning_rate=1e-3, steps=1824),
 }
 
@@ -321,6 +331,8 @@ for name in EXPERIMENTS.keys() - QUICK.keys():
     QUICK[name] = SMALL | {"steps": 20, "seeds": 1}
     if name.startswith("delay"):
         QUICK[name] |= {"variants": ("sgd", "chaotic@10")}
+    if name == "pruning_cnn":
+        QUICK[name] |= {"steps": 2, "variants": ("sgd", "chaotic@1")}
     if name not in PRUNING:
         QUICK[name] |= {"steps": 2, "checkpoints": (1,), "architecture": "cnn"}
 
