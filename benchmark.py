@@ -109,9 +109,9 @@ def literal_diagonal(steps):
 
 
 RELU_JOB = (  # of `sparse_features.relu`: steps, schedules, parameters
-    (14_126, 7 + 4 + 6 + 7, 60),  # two layers; at their stable steps; order of step and division; one data set
+    (14_126, 13 + 7, 60),  # two layers; one data set for all students
     (7063, 8 + 8, 60),  # the search for the largest stable step, twice
-    (10_001, 7 + 4, 181),  # three layers; one data set
+    (10_001, 7 + 4, 181),  # three layers; one data set for all students
 )
 
 

@@ -246,14 +246,18 @@ def relu(
     small = Schedule("small", 0.13)
     published = [Schedule("published", 0.455, *drop) for drop in TWO_LAYER_DROPS]
     at_edge = [Schedule("edge", edge, decay, 4.0) for decay in DURATIONS]
-    runs = relu_networks.train_and_look(two, [small, *published, *at_edge], steps, **look)
-    shown = {"teacher": teachers[0], "start": two.start[0], "small": runs.theta[0, 0], "edge": runs.theta[6, 0]}
-
     relative = [Schedule("relative", edge, *drop) for drop in TWO_LAYER_DROPS]
-    stable_runs = relu_networks.train_and_look(two, [small, *relative], steps, **look)
     step_first = [schedule._replace(name="step first", delay=1) for schedule in published]
-    decay_first = [schedule._replace(name="decay first") for schedule in published]
-    variant_runs = relu_networks.train_and_look(two, [*decay_first, *step_first], steps, **look)
+    schedules = [small, *published, *at_edge, *relative, *step_first]
+    runs = relu_networks.train_and_look(two, schedules, steps, **look)
+    decay_first_runs = [record | {"name": "decay first"} for record in named(runs.records, "published")]
+    longest_edge = max(k for k, schedule in enumerate(schedules) if schedule.name == "edge")
+    shown = {
+        "teacher": teachers[0],
+        "start": two.start[0],
+        "small": runs.theta[0, 0],
+        "edge": runs.theta[longest_edge, 0],
+    }
 
     two_fixed, _ = relu_networks.teacher_student(
         relu_networks.TWO_LAYERS, steps, streams, device, DATA_SEEDS["two"] + seed
@@ -270,19 +274,24 @@ def relu(
     )
     three_fixed_runs = relu_networks.train_and_look(three_fixed, schedules[:4], deep_steps, **look)
     return {
-        "two": runs.records,
+        "two": named(runs.records, "small", "published", "edge"),
         "two_times": moments(steps, points),
         "ladder": LADDER,
         "survived": survived,
         "edge": edge,
-        "two_stable": stable_runs.records,
-        "two_variants": variant_runs.records,
+        "two_stable": named(runs.records, "small", "relative"),
+        "two_variants": [*decay_first_runs, *named(runs.records, "step first")],
         "two_fixed": fixed_runs.records,
         "three": three_runs.records,
         "three_times": moments(deep_steps, points),
         "three_fixed": three_fixed_runs.records,
         "neurons": {name: relu_networks.neurons(theta) for name, theta in shown.items()},
     }
+
+
+def named(records: list[dict], *names: str) -> list[dict]:
+    """The records of the schedules with one of these names."""
+    return [record for record in records if record["name"] in names]
 
 
 def largest_stable(problem: Problem, steps: int) -> tuple[np.ndarray, np.ndarray]:

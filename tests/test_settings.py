@@ -8,6 +8,7 @@ from typing import Literal
 import pytest
 
 import chaotic_sgd
+import core
 import sparse_features
 import teacher_student
 import toy_models
@@ -104,3 +105,32 @@ def test_every_number_among_the_settings_has_a_range(name):
         for bad in bad_values:
             with pytest.raises(InputError, match=f"^{setting}: expected"):
                 function(**{setting: bad})
+
+
+@pytest.mark.parametrize(
+    "name, setting",
+    [
+        ("quartic", "replicas=-1"),
+        ("quartic", "replicas=0"),
+        ("quartic", "checkpoints=0"),
+        ("quartic", "coarse_steps=0"),
+        ("quartic", "threshold=0"),
+        ("quartic", "trajectory_noises=()"),
+        ("quartic", "mu=1e999"),
+        ("quartic", "euler_step=0"),
+        ("neuron", "points=0"),
+        ("pair", "steps=0"),
+        ("pair", "momentum=1.0"),
+        ("diagonal", "every=0"),
+        ("minibatch", "batch_sizes=0"),
+        ("deep", "small=-1.0"),
+        ("pruning", "learning_rate=1e999"),
+        ("pruning", "noise=-1"),
+    ],
+)
+def test_settings_of_the_command_line_are_held_to_the_same_ranges(name, setting, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        core.run_script("doc", {name: EXPERIMENTS[name]}, {}, [name, "--set", setting, "--out", str(tmp_path)])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and f"{setting.partition('=')[0]}: expected" in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
