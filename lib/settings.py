@@ -100,8 +100,8 @@ def words(kind) -> str:
 def check_settings(experiment, settings: dict) -> None:
     """Raise InputError, naming it, for the first setting that is out of its range.
 
-    `experiment`: a function whose parameters are annotated with their ranges, or a functools.partial of one;
-    parameters without annotation are free.
+    `experiment`: a function whose parameters are annotated with their ranges, a functools.partial of one, or a
+    dataclass with such fields; what has no annotation is free.
     """
     while isinstance(experiment, functools.partial):
         experiment = experiment.func

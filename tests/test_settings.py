@@ -1,5 +1,6 @@
 """Tests of lib/settings.py: the range of every setting, in one place."""
 
+import dataclasses
 import functools
 import inspect
 import math
@@ -68,6 +69,17 @@ def test_settings_out_of_their_ranges_are_refused_by_name(settings, words):
     assert words in str(refused.value) and "\n" not in str(refused.value)
     with pytest.raises(InputError):
         check_settings(functools.partial(experiment, steps=3), settings)
+
+
+def test_fields_of_a_dataclass_can_have_ranges_too():
+    @dataclasses.dataclass
+    class Run:
+        steps: Count = 10
+        rate: Positive = 0.1
+
+    check_settings(Run, dataclasses.asdict(Run()))
+    with pytest.raises(InputError, match="rate: expected a number, above 0, not nan"):
+        check_settings(Run, dataclasses.asdict(Run(rate=math.nan)))
 
 
 def test_a_mistake_in_the_code_is_no_bad_input():
