@@ -13,7 +13,6 @@ import torch
 import torchvision
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import vgg
 
 import claims
@@ -253,8 +252,6 @@ def test_measure_counts_the_parameters_of_the_extracted_network(tmp_path, capsys
 # ======================================================================================
 # Predict
 # ======================================================================================
-
-
 
 
 def test_closed_forms():
