@@ -7,12 +7,15 @@
 from collapse.errors import CollapseError
 from collapse.exponent import collapse_exponent, nearest_pairs
 from collapse.extract import extract_subnetwork, load_network, save_network
+from collapse.log import CollapseLog
 from collapse.metrics import effective_rank, feature_sparsity, independent_neurons, normalized_distances
 from collapse.neurons import NeuronGroup, NeuronGroups, Slot, neuron_groups
+from collapse.plots import plot_report
 from collapse.report import CollapseReport, collapse_report, distance_maps
 
 __all__ = [
     "CollapseError",
+    "CollapseLog",
     "CollapseReport",
     "NeuronGroup",
     "NeuronGroups",
@@ -28,5 +31,6 @@ __all__ = [
     "nearest_pairs",
     "neuron_groups",
     "normalized_distances",
+    "plot_report",
     "save_network",
 ]

@@ -12,6 +12,7 @@ import contextlib
 import inspect
 import io
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -650,6 +651,8 @@ def collapse_exponent(
     taps = Taps()
     steps = []
     with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")  # torch's own jvp calls it
         stack.enter_context(as_trained(model))
         all_sets = [group_sets(model, groups[name], index, example, settings) for name, index in sets.items()]
         states = [start_tangent(one, optimizer) for one in all_sets]

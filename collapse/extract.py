@@ -113,7 +113,8 @@ def with_merged(group: NeuronGroup, gone: Tensor, constant: Tensor, redundant: f
     home = torch.arange(group.size)
     merge_near(group, ~gone & ~constant, redundant, home)
     plan = Plan(group, gone, constant, home)
-    return evened(plan) if bool(group.part.any()) else plan
+    even = bool(group.part.any()) and why_left_whole(group) is None
+    return evened(plan) if even else plan
 
 
 def why_left_whole(group: NeuronGroup) -> str | None:
@@ -319,8 +320,11 @@ def remove(smaller: nn.Module, model: nn.Module, plans: list[Plan]) -> None:
         for slot in plan.group.slots:
             if slot.role == "outgoing":
                 add_up_columns(tensor_in(smaller, slot), slot, plan)
+            going = slot.index[~kept].flatten()
             axes = cuts.setdefault((slot.name, slot.parameter), {})
-            axes.setdefault((slot.dim, slot.groups), []).append(slot.index[~kept].flatten())
+            axes.setdefault((slot.dim, slot.groups), []).append(going)
+            if slot.role == "incoming" and has_new_bias(smaller, model, slot):
+                cuts.setdefault((slot.name, "bias"), {}).setdefault((0, 1), []).append(going)
     names = names_of_parameters(model)
     changed = {}
     for (layer, parameter), axes in cuts.items():
@@ -331,12 +335,19 @@ def remove(smaller: nn.Module, model: nn.Module, plans: list[Plan]) -> None:
         if isinstance(old, nn.Parameter):
             new = nn.Parameter(new.contiguous(), old.requires_grad)
         original = getattr(model.get_submodule(layer), parameter)
-        for other_layer, other_name in names[id(original)]:
+        for other_layer, other_name in names.get(id(original), [(layer, parameter)]):
             module = smaller.get_submodule(other_layer)
             changed.setdefault(other_layer, sizes_of(module))
             put(module, other_name, new)
     for layer, before in changed.items():
         fit_attributes(smaller.get_submodule(layer), before)
+
+
+def has_new_bias(smaller: nn.Module, model: nn.Module, slot: Slot) -> bool:
+    """Whether the layer was given a bias, to hold what constant neurons say, that it didn't have."""
+    before = model.get_submodule(slot.name)._parameters.get("bias")
+    now = smaller.get_submodule(slot.name)._parameters.get("bias")
+    return slot.parameter == "weight" and before is None and now is not None
 
 
 def names_of_parameters(model: nn.Module) -> dict[int, list[tuple[str, str]]]:

@@ -160,6 +160,7 @@ class Holder:
         self.order = order  # of the operation that used it first
         self.roles = {role}
         self.normed = True  # all that a consumer reads comes out of a norm
+        self.is_norm = False  # the gain or offset of a norm
         self.uses = []
 
 
@@ -308,8 +309,17 @@ class Follower:
         else:
             self.attach(parameter, None, labels.flatten(), role)
 
-    def read(self, parameter: Tensor, axis: int, x: Tensor, x_axis: int, labels: Tensor, normed: bool, groups: int = 1):
-        """A layer's weight reads the neurons that lie on axis `x_axis` of its input."""
+    def read(
+        self, parameter: Tensor, axis: int, x: Tensor, x_axis: int, labels: Tensor | None, normed: bool, groups: int = 1
+    ) -> None:
+        """A layer's weight reads what lies on axis `x_axis` of its input: these neurons, or (None) data."""
+        count = x.size(x_axis)
+        labels = torch.full((count,), DATA) if labels is None else labels
+        data = labels == DATA
+        if bool(data.any()):  # a weight that reads data can't be permuted, whatever else it reads
+            own = self.names.new(count)
+            self.freeze(own[data], "its columns also read the network's input")
+            labels = torch.where(data, own, labels)
         self.attach(parameter, axis, labels, "outgoing", groups, normed)
         self.note_use(self.holders[id(parameter), axis, groups], x, x_axis)
 
@@ -359,14 +369,17 @@ class Follower:
             self.give_up(operation, str(unknown))
 
     def give_up(self, operation: Operation, reason: str) -> None:
+        nobody = True
         for tensor in tensors_in((operation.args, operation.kwargs)):
             if id(tensor) in self.states:
+                nobody = False
                 self.freeze(self.states[id(tensor)].labels, reason)
             elif id(tensor) in self.parameters:
                 for (key, _, _), holder in self.holders.items():
                     if key == id(tensor):
                         self.freeze(holder.labels, reason)
-        self.unfollowed.append(Note(torch.empty(0), operation.layer, reason))
+        if nobody:  # else the layers whose neurons it freezes are listed
+            self.unfollowed.append(Note(torch.empty(0), operation.layer, reason))
 
 
 def in_place(operation: Operation) -> bool:
@@ -475,9 +488,23 @@ def elementwise(follower: Follower, operation: Operation) -> None:
         follower.distinguish(result, axes_that_vary(result), f"{operation.name} with data at some of its channels")
     normed = all(state.normed for state in kept)
     result = follower.names.find(result)
+    if operation.name in ("mul", "mul_") and is_gain(follower, operation, result):
+        normed = True
     follower.put(output, result, normed)
     if in_place(operation):
         follower.put(operation.args[0], result, normed)
+
+
+def is_gain(follower: Follower, operation: Operation, labels: Tensor) -> bool:
+    """Whether a product is the gain of a norm that is written by hand; notes the parameter as one."""
+    gains = [value for value in operation.args if id(value) in follower.parameters and value.ndim == 1]
+    coupled = {int(label) for note in follower.coupled for label in follower.names.find(note.labels).unique()}
+    if len(gains) != 1 or not coupled.intersection(kernel(labels).flatten().tolist()):
+        return False
+    for (key, _, _), holder in follower.holders.items():
+        if key == id(gains[0]):
+            holder.is_norm = True
+    return True
 
 
 def filled(labels: Tensor, others: Tensor) -> Tensor:
@@ -676,7 +703,7 @@ def batch_norm(follower: Follower, operation: Operation) -> None:
     if 1 in varying:
         labels = follower.names.along(state.labels, 1)
         for name in ("weight", "bias", "running_mean", "running_var"):
-            attach_vector(follower, operation.argument(name), labels, "through")
+            attach_vector(follower, operation.argument(name), labels, "through", is_norm=True)
         follower.put(output, state.labels, normed=isinstance(gain, Tensor))
         return
     if varying:
@@ -684,7 +711,7 @@ def batch_norm(follower: Follower, operation: Operation) -> None:
     follower.put(output, state.labels, state.normed)
 
 
-def attach_vector(follower: Follower, vector, labels: Tensor, role: str) -> None:
+def attach_vector(follower: Follower, vector, labels: Tensor, role: str, is_norm: bool = False) -> None:
     """Entry i of a bias, a gain or an offset belongs to the neuron labels[i]."""
     if not isinstance(vector, Tensor):
         return
@@ -692,6 +719,7 @@ def attach_vector(follower: Follower, vector, labels: Tensor, role: str) -> None
     if found is not None:
         parameter, places = found
         follower.attach(parameter, 0, on_places(labels, places, len(parameter)), role)
+        follower.holders[id(parameter), 0, 1].is_norm = is_norm
     elif follower.is_parameter(vector):  # made of parameters: a repeated gain, say
         state = follower.state(vector)
         if state is not None and state.labels.shape == labels.shape:
@@ -735,7 +763,7 @@ def layer_norm(follower: Follower, operation: Operation) -> None:
         if tensor.ndim > 1 and id(tensor) in follower.parameters:
             follower.attach_shaped(tensor, labels, "through")
         else:
-            attach_vector(follower, tensor, labels, "through")
+            attach_vector(follower, tensor, labels, "through", is_norm=True)
     follower.put(output, state.labels, normed=bool(affine))
 
 
@@ -754,7 +782,7 @@ def group_norm(follower: Follower, operation: Operation) -> None:
         places = torch.arange(channels) // (channels // groups)
         follower.distinguish(labels, {0}, "it normalises groups of its neurons", places)
     for name in ("weight", "bias"):
-        attach_vector(follower, operation.argument(name), labels, "through")
+        attach_vector(follower, operation.argument(name), labels, "through", is_norm=True)
     follower.put(output, state.labels, normed=isinstance(operation.argument("weight"), Tensor))
 
 
@@ -789,8 +817,7 @@ def convolution(follower: Follower, operation: Operation) -> None:
     elif groups > 1:
         made = grouped(follower, operation, labels, normed)
     else:
-        if labels is not None:
-            follower.read(weight, in_axis, x, channel, labels, normed)
+        follower.read(weight, in_axis, x, channel, labels, normed)
         made = follower.make(weight, out_axis)
     attach_vector(follower, bias, made, "through" if groups == channels > 1 else "incoming")
     shape = [1] * output.ndim
@@ -856,20 +883,18 @@ def weight_behind(follower: Follower, matrix: Tensor) -> Weight | None:
         source = follower.derived[id(source)].args[0]
     if not known_weight(follower, source):
         return None
-    last = (matrix.ndim - 2, matrix.ndim - 1)
-    found = [places_on_parameter(source, matrix, axis) for axis in last]
-    if source.ndim == 2 and None in found:  # an axis of size 1 may lie anywhere: it is the other one
-        found = [
-            place or (1 - other[0], torch.zeros(1, dtype=torch.long)) if other else None
-            for place, other in zip(found, reversed(found), strict=True)
-        ]
-    if found == [None, None] and source.numel() == 1:
-        zero = torch.zeros(1, dtype=torch.long)
-        found = [(0, zero), (1, zero)] if matrix is source else [(1, zero), (0, zero)]
-    if None in found or found[0][0] == found[1][0]:
+    one, other = (places_on_parameter(source, matrix, axis) for axis in (matrix.ndim - 2, matrix.ndim - 1))
+    first = torch.zeros(1, dtype=torch.long)
+    if source.ndim == 2:  # an axis of size 1 may lie on any axis: it is the one that the other isn't
+        if one is None and other is None and source.numel() == 1:
+            other = (1 if matrix is source else 0), first
+        if one is None and other is not None:
+            one = 1 - other[0], first
+        if other is None and one is not None:
+            other = 1 - one[0], first
+    if one is None or other is None or one[0] == other[0]:
         return None
-    axes, places = zip(*found, strict=True)
-    return Weight(source, axes, places)
+    return Weight(source, (one[0], other[0]), (one[1], other[1]))
 
 
 def places_on_parameter(parameter: Tensor, view: Tensor, axis: int) -> tuple[int, Tensor] | None:
@@ -932,17 +957,21 @@ def linear(follower: Follower, x: Tensor, axis: int, weight: Weight) -> Tensor:
     state = follower.state(x)
     parameter = weight.parameter
     read, made = weight.axes
+    labels, normed = None, True
     if state is not None and axes_that_vary(state.labels):
         if axis not in axes_that_vary(state.labels):  # it mixes positions, each neuron alone
             reason = "it mixes positions: its own neurons aren't measured"
             follower.unfollowed.append(Note(torch.empty(0), follower.now.layer, reason))
             labels = state.labels.narrow(axis, 0, 1)
             return labels if axis == x.ndim - 1 else labels.mT
-        labels = follower.names.along(state.labels, axis)
+        labels, normed = follower.names.along(state.labels, axis), state.normed
+    if len(weight.places[0]) == parameter.size(read):
+        if labels is not None:
+            labels = on_places(labels, weight.places[0], parameter.size(read))
+        follower.read(parameter, read, x, axis, labels, normed)
+    elif labels is not None:  # a part of the weight
         labels = on_places(labels, weight.places[0], parameter.size(read))
-        follower.attach(parameter, read, labels, "outgoing", 1, state.normed)
-        if len(weight.places[0]) == parameter.size(read):
-            follower.note_use(follower.holders[id(parameter), read, 1], x, axis)
+        follower.attach(parameter, read, labels, "outgoing", 1, normed)
     labels = follower.make(parameter, made)[weight.places[1]]
     return labels.view([1] * (x.ndim - 1) + [len(labels)])
 
@@ -1049,9 +1078,9 @@ RULES = {
     ),
     **dict.fromkeys("_softmax _log_softmax softmax log_softmax".split(), softmax),
     **dict.fromkeys(  # not all of them are marked as such by PyTorch
-        "copy prelu _prelu_kernel rrelu lerp where masked_fill addcmul addcdiv hardswish hardsigmoid hardtanh silu mish "
-        "gelu elu celu selu leaky_relu relu relu6 softplus softshrink hardshrink log_sigmoid_forward threshold sigmoid "
-        "tanh abs add sub mul div neg exp log sqrt rsqrt pow square clamp clamp_min clamp_max sin cos erf".split(),
+        "copy prelu _prelu_kernel rrelu lerp where masked_fill addcmul addcdiv hardswish hardsigmoid hardtanh silu "
+        "mish gelu elu celu selu leaky_relu relu relu6 softplus softshrink hardshrink log_sigmoid_forward threshold "
+        "sigmoid tanh abs add sub mul div neg exp log sqrt rsqrt pow square clamp clamp_min clamp_max sin cos".split(),
         elementwise,
     ),
     **dict.fromkeys("mm bmm addmm baddbmm".split(), matrix_product),

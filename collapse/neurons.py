@@ -36,6 +36,7 @@ class Slot:
     index: Tensor  # [n, block]: the places of each neuron on that axis
     groups: int = 1  # of a grouped convolution: the axis is then all of its input channels
     computed: bool = False  # from other parameters (weight norm): can be read, not written
+    is_norm: bool = False  # the gain or the offset of a norm
     uses: tuple = field(default=(), repr=False)  # where the recorded run reads it (labels.Use)
 
     @property
@@ -150,7 +151,15 @@ class NeuronGroup:
             return None
         if not self.normed:
             return torch.ones(self.size)
-        return torch.linalg.vector_norm(self.matrix(("through", "outgoing")).double(), dim=1)
+        parts = [slot.read(slot.tensor.detach()) for slot in self.vanishing_set()]
+        squares = [part.reshape(self.size, -1).double().square().sum(1) for part in parts]
+        return torch.stack(squares).sum(0).sqrt()
+
+    def vanishing_set(self) -> tuple[Slot, ...]:
+        """The slots that are zero where a neuron has vanished; where norms couple neurons, not those before them."""
+        if self.coupled is None:
+            return self.with_role(*ROLES)
+        return tuple(slot for slot in self.slots if slot.is_norm or slot.role == "outgoing")
 
 
 class Skipped(NamedTuple):
@@ -353,7 +362,7 @@ def make_group(
         slots=tuple(slots),
         part=part,
         coupled=reason,
-        normed=bool(consumers) and all(holder.normed for holder in consumers) and kind != "query-key",
+        normed=bool(consumers) and all(holder.normed and "incoming" not in holder.roles for holder in consumers),
         kind=kind,
     )
 
@@ -389,7 +398,16 @@ def make_slot(holder: Holder, index: Tensor, owner: Owner) -> Slot:
         dim = 0
     role = "incoming" if "incoming" in holder.roles else holder.role
     return Slot(
-        owner.name, owner.module, owner.parameter, role, dim, index, holder.groups, owner.computed, tuple(holder.uses)
+        owner.name,
+        owner.module,
+        owner.parameter,
+        role,
+        dim,
+        index,
+        holder.groups,
+        owner.computed,
+        holder.is_norm,
+        tuple(holder.uses),
     )
 
 
@@ -417,10 +435,12 @@ def skipped_layers(follower: Follower, classes: Classes, holders: list[Holder], 
     for holder, roots in zip(holders, classes.of_holder, strict=True):
         if "incoming" not in holder.roles or holder.tensor.ndim == 1:
             continue
-        roots = roots[roots >= FIRST]
-        roots = roots[classes.read[roots]]
+        roots = roots[roots >= FIRST].unique()
         for number in classes.frozen[roots].unique().tolist():
-            if number >= 0:
+            whose = roots[classes.frozen[roots] == number]
+            # that the last layer makes outputs goes without saying; that its neurons are also read doesn't
+            silent = number >= 0 and follower.frozen[number].reason == OUTPUT and not bool(classes.read[whose].any())
+            if number >= 0 and not silent:
                 skipped.append(Skipped(owners[id(holder.tensor)].name, frozen_reason(follower.frozen[number])))
     return skipped
 

@@ -3,6 +3,7 @@
 Made to be read at 830 pixels, with text of 8 points there, and in grey.
 """
 
+import itertools
 from pathlib import Path
 
 from collapse.errors import CollapseError
@@ -93,7 +94,7 @@ def draw_legend(figure) -> None:
 
 
 def plot_history(names: list[str], moments: list, fractions: list[list[float]], path: str | Path, label: str) -> None:
-    """Draw the fraction of independent neurons by layer (down) and moment (across), and of the whole network below.
+    """Draw the fraction of independent neurons by layer (down) and moment (across): white all, black none.
 
     `names`: of the layers; `moments`: numbers (training steps, to scale) or texts (checkpoints);
     `fractions`: [moments][layers]; `label` of the axis of moments.
@@ -122,7 +123,7 @@ def edges_between(places: list[float]) -> list[float]:
     """The borders of columns around these places: half-way between neighbours, and as far beyond the ends."""
     if len(places) == 1:
         return [places[0] - 0.5, places[0] + 0.5]
-    middles = [(one + other) / 2 for one, other in zip(places, places[1:], strict=False)]
+    middles = [(one + other) / 2 for one, other in itertools.pairwise(places)]
     first = places[0] - (middles[0] - places[0])
     last = places[-1] + (places[-1] - middles[-1])
     return [first, *middles, last]

@@ -115,6 +115,8 @@ def square_sizes(group: NeuronGroup, roles: tuple[str, ...], weights_only: bool 
 def constant_neurons(group: NeuronGroup, vanishing: float) -> Tensor:
     """[n] of bool: no incoming weights (relative to the largest), but not vanished: their offset is what they say.
 
+    A vanished neuron, whose incoming and outgoing weights are both below `vanishing`, adds at most `vanishing`^2 of
+    what the largest adds; so that a constant one varies no more, its incoming weights must be below that.
     Neurons that a norm couples, and those that read each other (queries and keys), are never constant.
     """
     none = torch.zeros(group.size, dtype=torch.bool)
@@ -122,7 +124,7 @@ def constant_neurons(group: NeuronGroup, vanishing: float) -> Tensor:
         return none
     weights = square_sizes(group, ("incoming",), weights_only=True).sqrt()
     sizes = square_sizes(group, ("incoming", "through", "outgoing")).sqrt()
-    unheard = (weights < vanishing * weights.max()) | (weights == 0)
+    unheard = (weights < vanishing**2 * weights.max()) | (weights == 0)
     vanished = (sizes < vanishing * sizes.max()) | (sizes == 0)
     return unheard & ~vanished
 
@@ -265,10 +267,13 @@ def distance_maps(model: nn.Module, example, names: tuple[str, ...], side: int =
     A dict per name: `width`, `clusters`, and `incoming` and `outgoing`, each [m, m] to two decimals, with
     m = min(width, side) by averaging. Neurons are ordered by `cluster_order` into as many clusters as
     are independent, vanished ones not set aside: they lie at distance 2 from all others.
+    Raises CollapseError for a name that no group has.
     """
     groups = {group.name: group for group in neuron_groups(model, example)}
     maps = []
     for name in names:
+        if name not in groups:
+            raise CollapseError(f"no group of neurons {name}; there are {', '.join(groups)}")
         vectors = groups[name].vectors()
         clusters = max(1, independent_neurons(vectors, vanishing=0))
         order = cluster_order(normalized_distances(vectors), clusters)

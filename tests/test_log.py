@@ -15,21 +15,14 @@ from collapse.plots import plot_history
 
 
 def network():
-    return nn.Sequential(
-        nn.Conv2d(3, 12, 3),
-        nn.BatchNorm2d(12),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(12 * 36, 20),
-        nn.ReLU(),
-        nn.Linear(20, 4),
-    )
+    first = nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.ReLU(), nn.Flatten()
+    return nn.Sequential(*first, nn.Linear(12 * 36, 20), nn.ReLU(), nn.Linear(20, 4))
 
 
 def train(model, steps, log=None):
     """A training like any other; every fifth step one neuron of the last layer vanishes by hand."""
     torch.manual_seed(1)
-    sgd = torch.optim.SGD(model.parameters(), 0.05, 0.9)
+    sgd = torch.optim.SGD(model.parameters(), 0.05)
     for step in range(steps):
         x, labels = torch.randn(8, 3, 8, 8), torch.randint(4, (8,))
         sgd.zero_grad()
@@ -97,9 +90,10 @@ def test_pictures_show_the_fractions(tmp_path):
     dark = ink(tmp_path / "history.png")
     assert dark.shape[1] == 830
     column = dark[:, 560]  # in the second moment, left of the colour bar
-    values = [round(float(value), 1) for value in column if value not in (0.0,)]
-    assert values.count(0.5) > 10 and values.count(1.0) > 10
-    assert values.index(0.5) < values.index(1.0)
+    half = np.flatnonzero(np.abs(column - 0.5) < 0.02)
+    full = np.flatnonzero(column > 0.98)
+    assert len(half) > 10 and len(full) > 10
+    assert half.mean() + 10 < full.mean()  # the second layer above the third
 
 
 def test_reports_and_logs_are_drawn(tmp_path):
@@ -131,6 +125,6 @@ def test_a_diverged_network_is_said():
     model = network()
     log = CollapseLog(model, torch.zeros(1, 3, 8, 8))
     model[4].weight.data[0, 0] = torch.nan
-    with pytest.raises(CollapseError, match="4 hold NaN"):
+    with pytest.raises(CollapseError, match=r"4.weight.*diverged"):
         log.record(1)
     assert log.rows == []
