@@ -13,7 +13,10 @@
   sparse    teacher-student of Sparse Features, all runs and measurements; literal: one run at a time, autograd,
             its training steps alone; floor: the updates of the parameters
 
-  python benchmark.py                  all, about seven minutes on one core
+  networks  how many of torchvision's classifiers, and where they are installed of timm's and transformers'
+            networks, are followed, followed whole, and extracted exactly; beside it torch-pruning. An hour
+
+  python benchmark.py                  all but networks, about seven minutes on one core
   python benchmark.py metric --quick   one round
 
 Literal and ours alternate in one process on one thread, and time is processor time, so that a busy
@@ -35,6 +38,7 @@ import sparse_features
 import teacher_student
 import toy_models
 from chaotic_sgd import keep_mask
+from experiments.networks import networks
 from neurons import step_batches
 from training import Images, Team, autocast, evaluate
 
@@ -413,4 +417,6 @@ if __name__ == "__main__":
         "sparse": sparse,
     }
     experiments = {name: e if e is training else of_processor(e) for name, e in experiments.items()}
-    core.run_script(__doc__, experiments, {name: {"rounds": 1} for name in experiments}, prefix="benchmark_")
+    quick = {name: {"rounds": 1} for name in experiments}
+    quick["networks"] = {"names": ("resnet18", "mobilenet_v2", "LlamaForCausalLM")}
+    core.run_script(__doc__, experiments | {"networks": networks}, quick, prefix="benchmark_")
