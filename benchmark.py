@@ -16,7 +16,7 @@
   networks  how many of torchvision's classifiers, and where they are installed of timm's and transformers'
             networks, are followed, followed whole, and extracted exactly; beside it torch-pruning. An hour
 
-  python benchmark.py                  all but networks, about seven minutes on one core
+  python benchmark.py                  all: networks takes an hour, the others seven minutes on one core
   python benchmark.py metric --quick   one round
 
 Literal and ours alternate in one process on one thread, and time is processor time, so that a busy
