@@ -495,7 +495,8 @@ def train(
             return training.outcome()
 
         training.start_stepping()
-        columns = measure(run, training.model, training.data)
+        resolved = dataclasses.replace(run, precision=training.precision)
+        columns = measure(resolved, training.model, training.data)
         stops = {*run.milestones, run.steps}
         with TrainingProgress(title, run.steps, training.step, show=title is not None) as progress:
             while training.step < until:
