@@ -20,6 +20,8 @@ Literal and ours alternate in one process on one thread, and time is processor t
 machine spoils neither. `floor` is the time to draw our normals (for the metric: its matrix products).
 """
 
+import lib.interrupts  # noqa: F401  # isort: skip  (first: from here on Ctrl-C leaves no traceback)
+
 import functools
 import itertools
 import math
@@ -30,11 +32,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import core
-import curvature as exact
 import sparse_features
 import teacher_student
 import toy_models
-from chaotic_sgd import keep_mask
+from experiments import curvature as exact
+from experiments.chaotic_training import Pruning, keep_mask
+from lib.settings import Count, Seed, checked
 from neurons import step_batches
 from training import Images, Team, autocast, evaluate
 
@@ -93,17 +96,25 @@ def literal_pair(steps):
 
 def literal_diagonal(steps):
     """One seed and label noise at a time: u and v apart, losses by matrix products every 100 steps."""
-    problem = teacher_student.teacher()
-    x, y, w, left, right = (problem[name].float() for name in ("x", "y", "w", "left", "right"))
+    problem = teacher_student.Problem(*(tensor.float() for tensor in teacher_student.teacher()))
     start = time.process_time()
-    target, u, v = problem["values"].float(), torch.ones(64), torch.ones(64)
+    u = torch.ones(64)
+    v = torch.ones(64)
     for step in range(steps):
-        residual = u * v - target + 10 * torch.randn(64)
+        residual = u * v - problem.values + 10 * torch.randn(64)
         u, v = u - 3 / 1024 * residual * v, v - 3 / 1024 * residual * u
         if step % 100 == 0:
-            student = left * (u * v) @ right
-            (x @ student - y).square().sum().item(), (student - w).square().mean().item()
+            student = problem.left * (u * v) @ problem.right
+            (problem.x @ student - problem.y).square().sum().item()
+            (student - problem.w).square().mean().item()
     return 5 * 256 * 60_001, time.process_time() - start
+
+
+RELU_JOB = (  # of `sparse_features.relu`: steps, schedules, parameters
+    (14_126, 13 + 7, 60),  # two layers; one data set for all students
+    (7063, 8 + 8, 60),  # the search for the largest stable step, twice
+    (10_001, 7 + 4, 181),  # three layers; one data set for all students
+)
 
 
 def literal_sparse(steps):
@@ -117,7 +128,7 @@ def literal_sparse(steps):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return 64 * (7 * 14_126 + 8 * 7063 + 7 * 10_001)  # seeds; two layers, their largest stable step, three layers
+    return 64 * sum(schedules * whole_run for whole_run, schedules, _ in RELU_JOB)  # 64 seeds
 
 
 def literal_metric(vectors, pairs):
@@ -204,17 +215,17 @@ def of_processor(experiment):
     return measured
 
 
-def quartic(rounds: int = 3, steps: int = 3000, seed: int = 0, device="cpu") -> dict:
+def quartic(rounds: Count = 3, steps: Count = 3000, seed: Seed = 0, device="cpu") -> dict:
     floor = normals((10_000, (3, 4000)), (800, (100, 1000)))
     return compare(stretch(literal_quartic, steps), toy_models.quartic, floor, rounds)
 
 
-def neuron(rounds: int = 2, steps: int = 500, seed: int = 0, device="cpu") -> dict:
+def neuron(rounds: Count = 2, steps: Count = 500, seed: Seed = 0, device="cpu") -> dict:
     floor = normals((5000, (2, 50, 1000)), (3500, (2, 40, 500)))
     return compare(stretch(literal_neuron, steps), toy_models.neuron, floor, rounds)
 
 
-def pair(rounds: int = 3, steps: int = 2000, seed: int = 0, device="cpu") -> dict:
+def pair(rounds: Count = 3, steps: Count = 2000, seed: Seed = 0, device="cpu") -> dict:
     """The whole experiment, and as `published` the paper's 80 runs alone (ours: with their merged networks still)."""
     floor = normals((10_001, (64, 2, 8)))
     whole = compare(stretch(literal_pair, steps), toy_models.pair, floor, rounds)
@@ -223,14 +234,14 @@ def pair(rounds: int = 3, steps: int = 2000, seed: int = 0, device="cpu") -> dic
     return whole | {"published": compare(eighty, alone, normals((10_001, (8, 2, 8))), rounds)}
 
 
-def diagonal(rounds: int = 3, steps: int = 10_000, seed: int = 0, device="cpu") -> dict:
+def diagonal(rounds: Count = 3, steps: Count = 10_000, seed: Seed = 0, device="cpu") -> dict:
     floor = normals((60_001, (256, 64)))
     return compare(stretch(literal_diagonal, steps), teacher_student.diagonal, floor, rounds)
 
 
-def sparse(rounds: int = 2, steps: int = 5000, seed: int = 0, device="cpu") -> dict:
+def sparse(rounds: Count = 2, steps: Count = 5000, seed: Seed = 0, device="cpu") -> dict:
     def floor():
-        for times, runs, parameters in ((14_126, 7, 60), (7063, 8, 60), (10_001, 7, 181)):
+        for times, runs, parameters in RELU_JOB:
             theta = torch.zeros(runs, 64, parameters, dtype=torch.float64)
             step, rate = torch.ones_like(theta), torch.ones_like(theta[..., :1])
             for _ in range(times):
@@ -240,7 +251,7 @@ def sparse(rounds: int = 2, steps: int = 5000, seed: int = 0, device="cpu") -> d
     return compare(stretch(literal_sparse, steps), sparse_features.relu, floor, rounds)
 
 
-def metric(rounds: int = 5, pairs: int = 2000, seed: int = 0, device="cpu") -> dict:
+def metric(rounds: Count = 5, pairs: Count = 2000, seed: Seed = 0, device="cpu") -> dict:
     torch.manual_seed(seed)
     groups = core.neuron_groups(core.vgg16(), torch.zeros(1, 3, 32, 32))
     vectors = [group.vectors() for group in groups]
@@ -258,7 +269,7 @@ def metric(rounds: int = 5, pairs: int = 2000, seed: int = 0, device="cpu") -> d
 
 
 def training(
-    rounds: int = 3, steps: int = 40, width: int = 8, batch_size: int = 128, seed: int = 0, device="cpu"
+    rounds: Count = 3, steps: Count = 40, width: Count = 8, batch_size: Count = 128, seed: Seed = 0, device="cpu"
 ) -> dict:
     """`data_share`: part of a step spent on order, crops, flips and labels; `evaluation_steps`: cost of one evaluation
     with its collapse report, in steps; `images_per_second` in the time of `seconds`, which is for `steps` steps;
@@ -356,32 +367,38 @@ def training(
     return result
 
 
-def cgd(rounds: int = 2, repeats: int = 50, batch_size: int = 8, seed: int = 0, device="cpu") -> dict:
+def cgd(rounds: Count = 2, repeats: Count = 50, batch_size: Count = 8, seed: Seed = 0, device="cpu") -> dict:
     """Processor seconds of one step, as medians over alternating rounds, and their ratio.
 
     `agreement` is the largest difference of the two pruned gradients, relative to the largest component.
-    Raises ValueError if it exceeds 1e-5: a speed-up of something else is none.
+    Raises RuntimeError if it exceeds 1e-5: a speed-up of something else is none.
     """
-    task, lr = ("mlp", "sigmoid"), 1e-3
+    task = exact.Task("mlp", "sigmoid")
+    rule = Pruning("chaotic")
+    learning_rate = 1e-3
     draw = torch.Generator().manual_seed(seed)
     theta = 2 * exact.initial(seed, task)[None]
-    x = torch.nn.functional.pad(torch.randn(1, batch_size, 256, generator=draw, dtype=torch.float64), (0, 1), value=1.0)
+    x = exact.with_ones(torch.randn(1, batch_size, 256, generator=draw, dtype=torch.float64))
     y = torch.randint(10, (1, batch_size), generator=draw)
 
     def loss(one):
-        return exact.losses(one[None], x, y, task)[0][0]
+        value, _ = exact.losses(one[None], x, y, task)
+        return value[0]
 
-    gradient, updates = torch.func.grad(loss)(theta[0]), {}
+    gradient = torch.func.grad(loss)(theta[0])
+    updates = {}
 
     def literal():
-        w, v = torch.linalg.eigh(torch.func.hessian(loss)(theta[0]))
+        eigenvalues, eigenvectors = torch.linalg.eigh(torch.func.hessian(loss)(theta[0]))
         # The 5,014 flat directions come out as rounding noise of either sign; the gradient has no part in them.
-        updates["literal"] = v @ (keep_mask(w, lr, "chaotic") * (v.T @ gradient))
+        keep = keep_mask(eigenvalues, learning_rate, rule)
+        updates["literal"] = eigenvectors @ (keep * (eigenvectors.T @ gradient))
 
     def ours():
-        hessian, *maps = exact.curvature(theta, x, y, task)
-        w, v = exact.eigh(hessian)
-        updates["ours"] = exact.project(gradient[None], keep_mask(w[0], lr, "chaotic")[None], v, *maps)[0]
+        hessian, basis = exact.curvature(theta, x, y, task)
+        eigenvalues, eigenvectors = exact.eigh(hessian)
+        keep = keep_mask(eigenvalues[0], learning_rate, rule)
+        updates["ours"] = exact.project(gradient[None], keep[None], eigenvectors, basis)[0]
 
     matrix = torch.randn(336, 336, generator=draw, dtype=torch.float64)
 
@@ -395,9 +412,10 @@ def cgd(rounds: int = 2, repeats: int = 50, batch_size: int = 8, seed: int = 0, 
         return (time.process_time() - start) / repeats
 
     result = compare(literal, lambda: one_of_many(ours), lambda: one_of_many(floor), rounds)
-    agreement = ((updates["literal"] - updates["ours"]).abs().max() / updates["ours"].abs().max()).item()
+    difference = (updates["literal"] - updates["ours"]).abs().max()
+    agreement = (difference / updates["ours"].abs().max()).item()
     if agreement > 1e-5:
-        raise ValueError(f"the updates differ by {agreement:.1e}: this is no comparison")
+        raise RuntimeError(f"the updates differ by {agreement:.1e}: this is no comparison")
     return result | {"agreement": agreement}
 
 
@@ -412,5 +430,5 @@ if __name__ == "__main__":
         "cgd": cgd,
         "sparse": sparse,
     }
-    experiments = {name: e if e is training else of_processor(e) for name, e in experiments.items()}
+    experiments = {name: checked(e if e is training else of_processor(e)) for name, e in experiments.items()}
     core.run_script(__doc__, experiments, {name: {"rounds": 1} for name in experiments}, prefix="benchmark_")

@@ -130,7 +130,8 @@ def build_model(model: str, classes: int, width: int, image_size: int = 32) -> n
 # settings of a training
 # ======================================================================================
 
-Even = Annotated[int, Range(low=2)]
+Width = Annotated[int, Range(low=2, high=4096)]  # even
+Steps = Annotated[int, Range(low=1, high=10**12)]
 
 # Name -> the optimizer of (run, parameters). What assumes SGD says so: see experiments/trained.py.
 OPTIMIZERS = {
@@ -163,11 +164,11 @@ class Run:
     learning_rate: Positive = 0.1
     label_noise: Share = 0.0
     batch_size: Count = 256
-    steps: Count = 100_000
+    steps: Steps = 100_000
     momentum: Momentum = 0.9
     weight_decay: NotNegative = 5e-4
     warmup_steps: CountOrZero = 1000
-    width: Even = 64
+    width: Width = 64
     augment: bool = True
     precision: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
     seed: Seed = 0
@@ -319,13 +320,14 @@ class Training:
         self.began = time.perf_counter() - self.seconds
 
     def load(self, state: dict) -> None:
+        advice = f"move {self.folder.path} away to begin again"
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError, AttributeError, TypeError):
-            raise InputError(
-                f"{self.folder.checkpoint_file} doesn't fit this run's network; move {self.folder.path} away"
-            ) from None
+            raise InputError(f"{self.folder.checkpoint_file} doesn't fit this run's network; {advice}") from None
+        if not 0 <= state["step"] <= self.run.steps:
+            raise InputError(f"{self.folder.checkpoint_file} is of step {state['step']} of {self.run.steps}; {advice}")
         self.step, self.log, self.diverged_at = state["step"], state["log"], state["diverged_at"]
         self.bad_step, self.seconds = state["bad_step"], state.get("seconds", 0.0)
         sums = state["loss_sum"].flatten()  # a number per rank
@@ -434,6 +436,12 @@ class Training:
         return {"log": self.log, "diverged_at": self.diverged_at, "seconds": round(self.seconds, 1)}
 
 
+def check_batch_size(run: Run, images: int) -> None:
+    """Raises InputError for a batch of more than all training images."""
+    if run.batch_size > images:
+        raise InputError(f"batch size {run.batch_size} is larger than the {images} training images")
+
+
 def settings_of(run: Run, folder: RunFolder, data: Images, device: torch.device, is_first: bool) -> dict:
     """What the folder's settings.json says, after the check that it is this run, with these data.
 
@@ -442,8 +450,12 @@ def settings_of(run: Run, folder: RunFolder, data: Images, device: torch.device,
     defaults = {field.name: field.default for field in dataclasses.fields(Run)}
     decided_once = {"resolved_precision": resolve_precision(run.precision, device)}
     settings = dataclasses.asdict(run) | {"data_hash": data.content_hash}
+    possible = ("bfloat16", "float32") if run.precision == "auto" else (run.precision,)
     agreed = folder.agree_on_settings(settings, defaults | {"data_hash": data.content_hash}, decided_once, is_first)
-    if is_first and agreed["resolved_precision"] == "bfloat16" and not fast_bfloat16(device):
+    precision = agreed["resolved_precision"]
+    if precision not in possible:
+        raise InputError(f"{folder.settings_file}: resolved_precision is {precision!r}, not {' or '.join(possible)}")
+    if is_first and precision == "bfloat16" and not fast_bfloat16(device):
         print(f"{run.name} began in bfloat16 and goes on in it; this machine is slow at it", flush=True)
     return agreed
 
@@ -471,10 +483,9 @@ def train(
     Raises InputError for settings that differ or impossible ones, or if it can't write.
     """
     until = run.steps if until is None else until
-    if run.batch_size > len(data.train):
-        raise InputError(f"batch size {run.batch_size} is larger than the {len(data.train)} training images")
+    check_batch_size(run, len(data.train))
     run_folder = RunFolder(folder)
-    with run_folder.locked(team.leads), StopSignals() as signals:
+    with run_folder.locked(team.leads), StopSignals() as signals, memory_errors(run):
         settings = settings_of(run, run_folder, data, device, team.leads)
         training = Training(run, data, run_folder, device, team, settings["resolved_precision"])
         training.resume()
@@ -484,9 +495,10 @@ def train(
             return training.outcome()
 
         training.start_stepping()
-        columns = measure(run, training.model, training.data)
+        resolved = dataclasses.replace(run, precision=training.precision)
+        columns = measure(resolved, training.model, training.data)
         stops = {*run.milestones, run.steps}
-        with TrainingProgress(title, run.steps, training.step, show=title is not None) as progress, memory_errors(run):
+        with TrainingProgress(title, run.steps, training.step, show=title is not None) as progress:
             while training.step < until:
                 training.take_step()
                 progress.step()
@@ -517,11 +529,15 @@ def stop(run: Run, step: int, signal: int, team: Team):
 
 @contextlib.contextmanager
 def memory_errors(run: Run):
-    """A GPU that is too small is the user's to mend."""
+    """A machine that is too small is the user's to mend."""
     try:
         yield
     except torch.cuda.OutOfMemoryError:
         raise InputError(f"{run.name}: out of GPU memory; lower --batch-size or --width, or use more GPUs") from None
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # so torch reports it on CPUs
+            raise
+        raise InputError(f"{run.name}: out of memory; lower --batch-size or --width") from None
 
 
 # ======================================================================================
@@ -581,6 +597,8 @@ def sweep(
     ranks None. Batches that a team can't divide are refused (InputError) before anything starts.
     """
     teams.check_teams({run.batch_size for run in runs}, len(runs))
+    for run in runs:
+        check_batch_size(run, len(dataset.train_images))
     team = teams.form_team(len(runs), device)
     data = Images(dataset, runs[0].dataset, device)
     shows = team.index == 0 and team.leads

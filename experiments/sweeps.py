@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from core import Branch, Run, Sweep, build_model, distance_maps, sweep
+from core import Branch, Run, Sweep, build_model, check_batch_size, distance_maps, sweep
 from lib import teams
 from lib.command import NOT_FINISHED, Arguments, Parser, close_arguments, errors_in_one_line, folder, open_arguments
 from lib.data import Dataset, dataset_name_and_root, load_dataset
@@ -51,6 +51,7 @@ class Plan:
 
 # Options that change a field of Run. Of the first three, several values may be given where they are varied
 SEVERAL = {"learning_rate": float, "label_noise": float, "batch_size": int}
+MOST_SEEDS = 1000
 SINGLE = {"weight_decay": float, "momentum": float, "steps": int, "warmup_steps": int, "width": int, "eval_every": int}
 
 
@@ -66,7 +67,7 @@ def scaled(steps: int, new: int, old: int) -> int:
 def shortened(experiment: Experiment, steps: int) -> Experiment:
     """The experiment with another number of steps: milestones and branches scale along."""
     old = experiment.run.steps
-    milestones = tuple(scaled(at, steps, old) for at in experiment.run.milestones)
+    milestones = tuple(dict.fromkeys(scaled(at, steps, old) for at in experiment.run.milestones))  # each once
     run = dataclasses.replace(experiment.run, steps=steps, milestones=milestones)
     after_drop = experiment.after_drop
     if after_drop is not None and steps != old:
@@ -98,8 +99,8 @@ def plan_runs(experiment: Experiment, given: dict, seeds: int | None, first_seed
             raise InputError(f"{as_option(field)} takes one value where {experiment.varied} is varied")
         fixed[field] = value[0] if isinstance(value, list) else value
     number = experiment.seeds if seeds is None else seeds
-    if number < 1:
-        raise InputError(f"no run to do: --seeds {number}")
+    if not 1 <= number <= MOST_SEEDS:
+        raise InputError(f"--seeds {number}: expected a number from 1 to {MOST_SEEDS:,}")
     base = dataclasses.replace(experiment.run, **fixed)
     runs = []
     for value in dict.fromkeys(values):  # each once
@@ -136,6 +137,8 @@ def branches_of(runs: list[Run], after_drop: dict) -> dict[Run, list[Branch]]:
 
 def make_plan(experiment: Experiment, given: dict, options) -> Plan:
     """What the command line asks of an experiment. InputError for what can't be trained or shared."""
+    if options.stop_at is not None and options.stop_at < 1:
+        raise InputError(f"--stop-at {options.stop_at}: expected a step, 1 or more")
     if "steps" in given:
         check = dataclasses.replace(experiment.run, steps=given["steps"])  # refuses impossible numbers
         experiment = shortened(experiment, check.steps)
@@ -252,6 +255,9 @@ def run_sweeps(
             parser.exit(tell_status(plans, runs_folder))
         first = next(iter(plans.values())).runs[0]
         data = teams.first_rank_first(lambda: load_dataset(first.dataset, options.data), arguments.device)
+        for plan in plans.values():  # before the first of them begins
+            for run in plan.trainings:
+                check_batch_size(run, len(data.train_images))
         for name, plan in plans.items():
             paper = experiments[name].run
             file_name = result_name(network, name, plan.runs[0], paper, options.quick)

@@ -27,6 +27,8 @@ NOT_FINISHED = 3
 
 def folder(text: str) -> Path:
     """A folder given on the command line; ~ is the home folder, also in --out=~/x, which shells leave alone."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name is no folder; give . for this one")
     return Path(text).expanduser()
 
 
@@ -50,12 +52,21 @@ def check_writable(out: Path) -> None:
         raise InputError(f"can't write to --out {out}: {error.strerror or error}") from None
 
 
+SECONDS_FOR_RANK_0 = 60  # to come to the same error on a busy machine, imports included
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse, whose errors are one line without the usage; under torchrun rank 0 prints it for all."""
+    """argparse, whose errors are one line without the usage; under torchrun rank 0 prints it for all.
+
+    The other ranks wait before they leave: torchrun ends all as soon as one has failed, and rank 0 would be
+    ended before it has said why. If rank 0 is still there after that, the error is this rank's alone, which says so.
+    """
 
     def error(self, message: str):
-        line = f"{self.prog}: error: {message}\n"
-        self.exit(BAD_INPUT, line if teams.rank() == 0 else None)
+        if teams.rank() != 0:
+            time.sleep(SECONDS_FOR_RANK_0)
+        in_one_line = " ".join(message.splitlines())
+        self.exit(BAD_INPUT, f"{self.prog}: error: {in_one_line}\n")
 
 
 def open_arguments(document: str, names: list[str]) -> Parser:
@@ -88,7 +99,6 @@ class Arguments(NamedTuple):
 
 def close_arguments(parser: Parser, argv: list[str] | None, names: list[str]) -> Arguments:
     """Parse and check what every script takes. Bad input ends in one line and exit code 2 before any work is done."""
-    interrupts.raise_keyboard_interrupt()
     print_patiently()
     options = parser.parse_args(argv)
     unknown = [name for name in options.experiments if name not in names]
@@ -114,7 +124,8 @@ def errors_in_one_line(parser: Parser, what: str = ""):
     """
     start = f"{what}: " if what else ""
     try:
-        yield
+        with interrupts.keyboard_interrupts():
+            yield
     except CollapseError as error:
         parser.error(f"{start}{error}")
     except KeyboardInterrupt:

@@ -52,16 +52,23 @@ DOWNLOADS = {
     "fashion_mnist": Download("FashionMNIST", _IDX, "FashionMNIST/raw"),
     "usps": Download("USPS", "usps.bz2, usps.t.bz2", ""),
 }
+KNOWN = ", ".join([*DOWNLOADS, "synthetic"])
 SPLITS = ("train", "test")
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
 def dataset_name_and_root(name: str, root: str | Path) -> tuple[str, Path]:
-    """Name and root of a data set that may be given by its path, data/mine.npz or data/mine, instead."""
+    """Name and root of a data set that may be given by its path, data/mine.npz or data/mine, instead.
+
+    mine.npz is looked for here, then in `root`. Raises InputError for a name that is none.
+    """
     path = Path(name).expanduser()
-    if path.suffix == ".npz" or path.name != name:
-        return path.name.removesuffix(".npz"), path.parent
-    return name, Path(root)
+    if not path.name:
+        raise InputError(f"{name!r} names no data set: use one of {KNOWN}, or an npz or a folder of images")
+    if path.suffix != ".npz" and path.name == name:
+        return name, Path(root)
+    is_bare = path.parent == Path(".") and not path.exists()
+    return path.name.removesuffix(".npz"), Path(root) if is_bare else path.parent
 
 
 def load_dataset(name: str, root: str | Path = ROOT / "data") -> Dataset:
@@ -87,8 +94,7 @@ def load_dataset(name: str, root: str | Path = ROOT / "data") -> Dataset:
     elif name in DOWNLOADS:
         arrays, source, where = download(name, root), "torchvision", name
     else:
-        known = ", ".join([*DOWNLOADS, "synthetic"])
-        raise InputError(f"no data set {name!r}: use one of {known}, or put your own images into {file}")
+        raise InputError(f"no data set {name!r}: use one of {KNOWN}, or put your own images into {file}")
     check_arrays(arrays, where)
     return Dataset(
         as_images(arrays["train_images"]),
@@ -187,10 +193,13 @@ def files_of_split(folder: Path) -> list[LabelledFile]:
 
 def tiny_imagenet_files(folder: Path) -> list[LabelledFile]:
     """Of Tiny ImageNet's val/, whose classes are listed in a file."""
+    annotations = folder / "val_annotations.txt"
     files = []
-    for line in (folder / "val_annotations.txt").read_text(encoding="utf-8").splitlines():
-        name, label, *_ = line.split()
-        files.append(LabelledFile(folder / "images" / name, label))
+    for line in annotations.read_text(encoding="utf-8").splitlines():
+        words = line.split()
+        if len(words) < 2:
+            raise InputError(f"{annotations}: expected a file and a class in each line, not {line[:40]!r}")
+        files.append(LabelledFile(folder / "images" / words[0], words[1]))
     return files
 
 

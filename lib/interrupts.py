@@ -1,9 +1,10 @@
 """Ctrl-C without a traceback, from a script's first line on. Import it before anything slow.
 
-Importing torch takes seconds. Until the script's main function runs, Ctrl-C ends the process at once: there is nothing
-to save yet, and a KeyboardInterrupt inside an import would print a traceback.
+Importing torch takes seconds. Until the script's work begins, Ctrl-C ends the process at once: there is nothing to save
+yet, and a KeyboardInterrupt inside an import would print a traceback.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -17,10 +18,21 @@ def leave_at_once(number, frame):
     os._exit(128 + number)
 
 
-def raise_keyboard_interrupt() -> None:
-    """From now on Ctrl-C raises KeyboardInterrupt again: a script's main function calls this when it begins."""
-    if in_main_thread() and signal.getsignal(signal.SIGINT) is leave_at_once:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+@contextlib.contextmanager
+def keyboard_interrupts():
+    """Within its block Ctrl-C raises KeyboardInterrupt, as in any Python program; outside it leaves at once.
+
+    So a script's work stands in such a block, and whoever opens it catches KeyboardInterrupt.
+    """
+    leaves_at_once = in_main_thread() and signal.getsignal(signal.SIGINT) is leave_at_once
+    if not leaves_at_once:  # somebody else has decided
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, leave_at_once)
 
 
 def in_main_thread() -> bool:

@@ -18,6 +18,13 @@ ROOT = (
 )  # where the scripts lie: results/, figures/, runs/ and data/ are beside them
 
 
+def default_folder(given: str | Path, default: str) -> Path:
+    """The folder that was given; a default one lies beside the scripts, wherever the command was started."""
+    if str(given) == default:
+        return ROOT / default
+    return Path(given).expanduser()
+
+
 def plain(value, digits: int | None = 6):
     """`value` as JSON has it: tensors and tuples are lists, NaN and infinities null, numbers of so many digits."""
     if hasattr(value, "tolist"):  # a tensor, a numpy array, a numpy number

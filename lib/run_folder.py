@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import socket
+import zipfile
 from pathlib import Path
 
 import torch
@@ -22,33 +23,76 @@ except ImportError:  # Windows has no such locks
     fcntl = None
 
 
+@contextlib.contextmanager
+def writing(path: Path):
+    """What keeps a file from being written, a full disk or a folder without rights, is the user's to mend."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error).splitlines()[0]
+        raise InputError(f"can't write {path} ({reason}); the previous state is untouched") from None
+
+
 def save_atomically(path: Path, state) -> None:
     """torch.save that leaves the old file or the new one, whatever happens. InputError if the disk is full."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(part, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        part.unlink(missing_ok=True)
+        with writing(path):
+            with open(part, "wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+    except RuntimeError as error:  # so torch may report a full disk
         reason = str(error).splitlines()[0]
         raise InputError(f"can't write {path} ({reason}); the previous state is untouched") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def has_wrong_checksum(path: Path) -> bool:
+    """Whether bits of a file of `torch.save` have changed. torch.load doesn't look at the checksums that are in it."""
+    if not zipfile.is_zipfile(path):  # torch's format of before 2020
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip() is not None
 
 
 def load_state(path: Path, device: torch.device):
     """A file of tensors and plain types; nothing in it is executed. Raises InputError if it can't be read."""
+    why = "it is damaged"
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        if not has_wrong_checksum(path):
+            return torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path} is not there") from None
     except Exception as error:  # torch raises a dozen kinds of error on damaged files
-        why = "it holds other things than tensors" if isinstance(error, pickle.UnpicklingError) else "it is damaged"
-        raise InputError(f"{path} can't be read as a file of tensors: {why}") from None
+        if isinstance(error, pickle.UnpicklingError):
+            why = "it holds other things than tensors"
+    raise InputError(f"{path} can't be read as a file of tensors: {why}") from None
 
 
-CHECKPOINT_KEYS = {"step", "model", "optimizer", "log", "loss_sum", "bad_step", "diverged_at"}
+# What a checkpoint holds, and of which kind
+CHECKPOINT = {
+    "step": int,
+    "model": dict,
+    "optimizer": dict,
+    "log": list,
+    "loss_sum": torch.Tensor,
+    "bad_step": torch.Tensor,
+    "diverged_at": int | None,
+}
+
+
+def is_checkpoint(state) -> bool:
+    """Whether what was loaded has all that a checkpoint holds. "seconds" may be missing: older versions wrote none."""
+    if not isinstance(state, dict):
+        return False
+    for key, kind in CHECKPOINT.items():
+        if key not in state or not isinstance(state[key], kind):
+            return False
+    lines_are_whole = all(isinstance(line, dict) and "step" in line for line in state["log"])
+    return lines_are_whole and isinstance(state.get("seconds", 0.0), int | float)
 
 
 class RunFolder:
@@ -123,8 +167,9 @@ class RunFolder:
             if changed:
                 raise InputError(f"{self.path} was run with another {', '.join(changed)}; move it away or change back")
         if is_first and agreed != old:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.settings_file, json.dumps(agreed, separators=(",", ":")) + "\n")
+            with writing(self.settings_file):
+                self.path.mkdir(parents=True, exist_ok=True)
+                write_atomically(self.settings_file, json.dumps(agreed, separators=(",", ":")) + "\n")
         return agreed
 
     def load_checkpoint(self, device: torch.device) -> dict | None:
@@ -136,7 +181,7 @@ class RunFolder:
             state = load_state(self.checkpoint_file, device)
         except InputError as error:
             raise InputError(f"{error}; {advice}") from None
-        if not isinstance(state, dict) or not state.keys() >= CHECKPOINT_KEYS:
+        if not is_checkpoint(state):
             raise InputError(f"{self.checkpoint_file} is no checkpoint of this program; {advice}")
         return state
 
@@ -151,10 +196,11 @@ class RunFolder:
 
         Also remove what is left of checkpoints that were killed while they were written.
         """
-        for torso in self.path.glob(".*.pt.*"):
-            torso.unlink()
-        write_atomically(self.log_file, "".join(json.dumps(line) + "\n" for line in lines))
+        with writing(self.log_file):
+            for torso in self.path.glob(".*.pt.*"):
+                torso.unlink()
+            write_atomically(self.log_file, "".join(json.dumps(line) + "\n" for line in lines))
 
     def append_to_log(self, line: dict) -> None:
-        with open(self.log_file, "a", encoding="utf-8") as file:
+        with writing(self.log_file), open(self.log_file, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

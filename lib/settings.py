@@ -3,7 +3,7 @@
     @checked
     def experiment(steps: Count = 10_000, noise: NotNegative = 0.1, sizes: tuple[Count, ...] = (1, 2)):
 
-`experiment(steps=0)` raises InputError: steps: expected a whole number from 1 on, not 0. NaN and infinity are in no
+`experiment(steps=0)` raises InputError: steps: expected a whole number, at least 1, not 0. NaN and infinity are in no
 range.
 """
 
@@ -19,31 +19,34 @@ from lib.errors import InputError
 
 
 class Range(NamedTuple):
-    """The numbers from `low` to `high`; `low` itself only if `with_low`."""
+    """The numbers from `low` to `high`; the ends themselves only if `with_low`, `with_high`."""
 
     low: float = -math.inf
     high: float = math.inf
     with_low: bool = True
+    with_high: bool = True
 
     def contains(self, number: float) -> bool:
         if not math.isfinite(number):
             return False
         above = number >= self.low if self.with_low else number > self.low
-        return above and number <= self.high
+        below = number <= self.high if self.with_high else number < self.high
+        return above and below
 
     def words(self) -> str:
-        if self.low == -math.inf:
-            return ""
+        limits = []
+        if self.low > -math.inf:
+            limits.append(f"at least {self.low:,}" if self.with_low else f"above {self.low:,}")
         if self.high < math.inf:
-            return f" from {self.low:,} to {self.high:,}"
-        return f" from {self.low:,} on" if self.with_low else f" above {self.low:,}"
+            limits.append(f"at most {self.high:,}" if self.with_high else f"below {self.high:,}")
+        return " and ".join(limits)
 
 
 Number = Annotated[float, Range()]
 Positive = Annotated[float, Range(low=0, with_low=False)]
 NotNegative = Annotated[float, Range(low=0)]
 Share = Annotated[float, Range(low=0, high=1)]
-Momentum = Annotated[float, Range(low=0, high=0.9999)]  # at 1 a velocity never dies out
+Momentum = Annotated[float, Range(low=0, high=1, with_high=False)]  # at 1 a velocity never dies out
 Count = Annotated[int, Range(low=1)]
 CountOrZero = Annotated[int, Range(low=0)]
 Seed = Annotated[int, Range(low=0, high=1_000_000)]  # seeds derived from it stay below numpy's limit of 2^32
@@ -87,7 +90,7 @@ def words(kind) -> str:
     if origin is Annotated:
         number_type, allowed = typing.get_args(kind)
         name = "a whole number" if number_type is int else "a number"
-        return name + allowed.words()
+        return ", ".join(filter(None, [name, allowed.words()]))
     if kind == tuple[()]:
         return "none"
     if origin is tuple:
@@ -101,8 +104,8 @@ def words(kind) -> str:
 def check_settings(experiment, settings: dict) -> None:
     """Raise InputError, naming it, for the first setting that is out of its range.
 
-    `experiment`: a function whose parameters are annotated with their ranges, or a functools.partial of one;
-    parameters without annotation are free.
+    `experiment`: a function whose parameters are annotated with their ranges, a functools.partial of one, or a
+    dataclass with such fields; what has no annotation is free.
     """
     while isinstance(experiment, functools.partial):
         experiment = experiment.func

@@ -25,6 +25,11 @@ def one_thread():
 
 
 @pytest.fixture(autouse=True)
+def same_random_numbers():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def limit_of_time(request):
     """Nothing waits for ever: a test that takes too long fails by name."""
     can_alarm = hasattr(signal, "SIGALRM") and threading.current_thread() is threading.main_thread()

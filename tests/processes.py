@@ -4,13 +4,17 @@ Each is a process of its own, forked from a server that has only imported core: 
 lock behind that the tests or its siblings wait for.
 """
 
+import contextlib
+import io
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -35,6 +39,25 @@ def run_command(*arguments, cwd=ROOT, timeout=PATIENCE, **environment):
         text=True,
         timeout=timeout,
     )
+
+
+def run_here(script, *options):
+    """A script in this process, where torch is loaded already: exit code, and what it wrote to stdout and stderr.
+
+    An exception that a user would see as a traceback comes out of it.
+    """
+    printed, complaints = io.StringIO(), io.StringIO()
+    code = 0
+    with (
+        mock.patch.object(sys, "argv", [script, *map(str, options)]),
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(complaints),
+    ):
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code or 0
+    return code, printed.getvalue(), complaints.getvalue()
 
 
 def _child(function, arguments, environment):
