@@ -18,7 +18,6 @@ import torch
 from torch.nn import functional as F
 
 import core
-import figures
 import resnet_cifar100
 import training
 import vgg_cifar10
@@ -404,8 +403,6 @@ def test_torchrun_runs_the_quick_sweep_and_branches(tmp_path):
     assert ran.returncode == 0, ran.stderr
     saved = json.loads((tmp_path / "results" / "quick" / "resnet_lr.json").read_text())
     assert [entry["run"]["learning_rate"] for entry in saved["maps"]] == [0.02, 0.1]
-    figures.FIGURES["fig3_distances"][1](None, saved)
-    assert figures.FIGURES["fig3_distances"][1](saved | {"maps": []}, None) is None
     assert len(saved["runs"]) == 2 and len(saved["controls"]) == 3 and saved["data_source"] == "generated"
     assert {run["run"]["weight_decay"] for run in saved["controls"]} == {0.0, 5e-4 * 0.1 / 0.02}
     ran = run_command("vgg_cifar10.py", "drop", *options, "--steps", "16")
