@@ -4,6 +4,8 @@ import argparse
 import ast
 import contextlib
 import inspect
+import json
+import os
 import sys
 import tempfile
 import time
@@ -65,8 +67,19 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         if teams.rank() != 0:
             time.sleep(SECONDS_FOR_RANK_0)
-        in_one_line = " ".join(message.splitlines())
-        self.exit(BAD_INPUT, f"{self.prog}: error: {in_one_line}\n")
+        line = f"{self.prog}: error: {' '.join(message.splitlines())}"
+        tell_torchrun(line)
+        self.exit(BAD_INPUT, f"{line}\n")
+
+
+def tell_torchrun(reason: str) -> None:
+    """Under torchrun, whose report of a failure is long, let that report end with the reason."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file is None:
+        return
+    message = {"message": reason, "extraInfo": {"timestamp": int(time.time())}}
+    with contextlib.suppress(OSError):  # the report lacks it, then
+        Path(file).write_text(json.dumps({"message": message}), encoding="utf-8")
 
 
 def open_arguments(document: str, names: list[str]) -> Parser:

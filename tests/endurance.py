@@ -78,7 +78,7 @@ def start(command: list[str], folder: Path) -> subprocess.Popen:
     """Start a command; what it says goes into said.txt of `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "said.txt", "w", encoding="utf-8") as said:
-        return subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said, start_new_session=True)
+        return subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said)
 
 
 def said(folder: Path) -> str:

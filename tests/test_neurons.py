@@ -6,12 +6,12 @@ import time
 import pytest
 import torch
 import torchvision
-from small_networks import KINDS, in_double, network, neurons_of_one_part, put_neuron
 from torch import nn
 
 import core
 from collapse import CollapseError, neuron_groups
 from collapse.trace import call, tensors_in
+from tests.small_networks import KINDS, in_double, network, neurons_of_one_part, put_neuron
 
 
 def outputs(model, example):
@@ -166,6 +166,15 @@ def test_streams_of_a_resnet_have_all_their_producers_and_consumers():
     last = groups["layer4.0.conv2"]
     assert {slot.name for slot in last.producers} == {"layer4.0.conv2", "layer4.0.downsample.0", "layer4.1.conv2"}
     assert [slot.name for slot in last.consumers] == ["layer4.1.conv1", "fc"]
+
+
+def test_a_layer_of_one_neuron_is_a_group():
+    narrow = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1), nn.Tanh(), nn.Linear(1, 1))
+    (group,) = neuron_groups(narrow, torch.randn(4, 1))
+    assert group.size == 1 and group.vectors().shape == (1, 5)
+    flat = nn.Sequential(nn.Conv2d(3, 1, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+    (group,) = neuron_groups(flat, torch.randn(2, 3, 6, 6))
+    assert group.consumers[0].index.tolist() == [list(range(16))]
 
 
 # ======================================================================================
