@@ -138,7 +138,7 @@ def test_any_setting_can_be_changed_and_is_checked(tmp_path, capsys):
         (2, (4, 5), "3d", 3, "mean", {"width": 4, "seed": 2}),
     ]
     for words, why in {
-        ("a", "--set", "nu=2"): "no setting nu; there are mu, sizes, name, steps, k, net",
+        ("a", "--set", "nu=2"): "no setting 'nu'; there are mu, sizes, name, steps, k, net",
         ("a", "--set", "mu=much"): "mu",
         ("a", "--set", "mu=nan"): "mu",
         ("a", "--set", "mu=1e999"): "mu: expected a number above 0",
@@ -148,7 +148,7 @@ def test_any_setting_can_be_changed_and_is_checked(tmp_path, capsys):
         ("a", "--set", "sizes=many"): "sizes",
         ("a", "--set", "sizes=(1, 0.5)"): "sizes",
         ("a", "--set", "sizes=()"): "sizes",
-        ("b", "--set", "mu=2"): "no setting mu",
+        ("b", "--set", "mu=2"): "no setting 'mu'",
         ("a", "--seed", "-1"): "--seed -1: seeds are 0 or more",
     }.items():
         with pytest.raises(SystemExit) as stop:
