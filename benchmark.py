@@ -190,11 +190,12 @@ EXPERIMENTS = {
     "training": training,
     "metric": of_processor(metric),
     "cgd": of_processor(cgd),
-    "networks": of_processor(networks),
+    "networks": networks,
     "sparse": of_processor(sparse),
 }
 
 if __name__ == "__main__":
     experiments = {name: checked(experiment) for name, experiment in EXPERIMENTS.items()}
     quick = {name: {"rounds": 1} for name in experiments}
+    quick["networks"] = {"names": ("resnet18", "mobilenet_v2", "LlamaForCausalLM")}
     run_script(__doc__, experiments, quick, prefix="benchmark_")
