@@ -8,6 +8,9 @@ from tqdm import tqdm
 # for tqdm in loops of seconds or minutes: a bar on terminals only
 progress = {"disable": None, "leave": False, "mininterval": 0.5, "ncols": 80}
 
+# A training's bar comes last: of what does not fit into 80 columns it alone is lost
+TRAINING_BAR = "{desc}: {n_fmt}/{total_fmt}, {remaining} left, {rate_fmt}{postfix} |{bar}|"
+
 SECONDS_BETWEEN_LINES = 60
 
 
@@ -36,7 +39,9 @@ class TrainingProgress:
         self.prints_lines = show and not on_terminal
         self.bar = None  # none is made where none is shown: tqdm shares a lock among processes
         if show and on_terminal:
-            self.bar = tqdm(total=total, initial=done, desc=title, unit="step", ncols=80, mininterval=1)
+            self.bar = tqdm(
+                total=total, initial=done, desc=title, unit="step", ncols=79, mininterval=1, bar_format=TRAINING_BAR
+            )
 
     def __enter__(self):
         return self

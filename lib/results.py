@@ -96,11 +96,15 @@ def environment(device, seconds: float) -> dict:
 
 
 def command_line() -> str:
-    """The command that started this process, as it can be pasted into a shell."""
+    """The command that started this process, as it can be pasted into a shell.
+
+    In UTF-8 also where Python took the terminal for one of ASCII letters, and its words for bytes.
+    """
+    words = [os.fsencode(word).decode("utf-8", errors="replace") for word in sys.argv[1:]]
     start = ["python"]
     if "WORLD_SIZE" in os.environ:
         start = ["torchrun", f"--nproc_per_node={os.environ['WORLD_SIZE']}"]
-    return shlex.join([*start, Path(sys.argv[0]).name, *sys.argv[1:]])
+    return shlex.join([*start, Path(sys.argv[0]).name, *words])
 
 
 def figures_command(out: Path, quick: bool) -> str:

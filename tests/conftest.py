@@ -1,9 +1,7 @@
 """What all tests share: one thread, and a limit of time for each, which names the one that hangs."""
 
 import os
-import runpy
 import signal
-import sys
 import threading
 from pathlib import Path
 
@@ -48,15 +46,8 @@ def limit_of_time(request):
 
 
 @pytest.fixture
-def run_here(monkeypatch, capsys):
+def run_here():
     """Runs a script in this process, where torch is loaded already: (exit code, stdout, stderr)."""
+    from tests.processes import run_here
 
-    def run(script, *options):
-        monkeypatch.setattr(sys, "argv", [script, *map(str, options)])
-        monkeypatch.setattr(sys, "stdout", sys.stdout)  # scripts wrap these
-        monkeypatch.setattr(sys, "stderr", sys.stderr)
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-        return stop.value.code or 0, *capsys.readouterr()
-
-    return run
+    return run_here

@@ -3,7 +3,6 @@
 import pytest
 
 from tests import bad_inputs
-from tests.processes import run_here
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +13,7 @@ def here(tmp_path_factory):
 
 
 @pytest.mark.parametrize("given", bad_inputs.ALL, ids=lambda given: given.command)
-def test_bad_input_is_one_line(given, here):
+def test_bad_input_is_one_line(given, here, run_here):
     code, _, line = run_here(*bad_inputs.words_of(given, here))
     assert code == 2 and line.count("\n") == 1 and bad_inputs.words_expected(given, here) in line, line
 

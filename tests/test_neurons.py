@@ -6,12 +6,12 @@ import time
 import pytest
 import torch
 import torchvision
-from small_networks import KINDS, network, neurons_of_one_part, put_neuron
 from torch import nn
 
 import core
 from collapse import CollapseError, neuron_groups
 from collapse.trace import call, tensors_in
+from tests.small_networks import KINDS, network, neurons_of_one_part, put_neuron
 
 
 def outputs(model, example):

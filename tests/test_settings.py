@@ -9,10 +9,10 @@ from typing import Literal
 import pytest
 
 import chaotic_sgd
-import core
 import sparse_features
 import teacher_student
 import toy_models
+from lib.command import run_script
 from lib.errors import InputError
 from lib.settings import Count, CountOrZero, Momentum, NotNegative, Positive, Seed, check_settings, checked
 
@@ -142,7 +142,7 @@ def test_every_number_among_the_settings_has_a_range(name):
 )
 def test_settings_of_the_command_line_are_held_to_the_same_ranges(name, setting, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        core.run_script("doc", {name: EXPERIMENTS[name]}, {}, [name, "--set", setting, "--out", str(tmp_path)])
+        run_script("doc", {name: EXPERIMENTS[name]}, {}, [name, "--set", setting, "--out", str(tmp_path)])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and f"{setting.partition('=')[0]}: expected" in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
