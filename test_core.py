@@ -6,7 +6,6 @@ import math
 import os
 import re
 import runpy
-import shutil
 import subprocess
 import sys
 from pathlib import Path

@@ -6,7 +6,6 @@ import json
 import math
 import time
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
