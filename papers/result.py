@@ -150,6 +150,7 @@ SCRIPTS = {  # what makes a result: the start of its name -> script
     "delay": "chaotic_sgd.py",
     "divergence": "chaotic_sgd.py",
     "subspace": "chaotic_sgd.py",
+    "invariance": "toy_models.py",
     "sparse": "sparse_features.py",
     "beyond": "subnetworks.py",
     "vgg": "vgg_cifar10.py",
@@ -165,7 +166,9 @@ def start_of_command(name: str) -> tuple[str, str]:
         experiment = rest.partition("_")[0]
         controls = " --controls" if "_controls" in name else ""
         return f"torchrun --nproc_per_node=8 {script}", f"{experiment}{controls}"
-    return f"python {script}", rest if first in ("sparse", "beyond") else first
+    if first in ("sparse", "beyond"):
+        return f"python {script}", rest
+    return f"python {script}", name
 
 
 def command_of(name: str) -> str:

@@ -4,8 +4,9 @@ import dataclasses
 
 import numpy as np
 
-SETTINGS = """settings times steps rank_times mu threshold noises rate_noises true shrinkage perturbation learning_rate value
-    weight_decay momentum radius label_noise redundant level label_noises batch_sizes grid x y""".split()
+SETTINGS = """settings times steps rank_times mu threshold noises rate_noises true shrinkage perturbation value decay
+    learning_rate weight_decay momentum radius label_noise redundant level learning_rates label_noises batch_sizes gamma
+    divisor delta peak grid x y""".split()
 CHANGES = {  # of the values, and of their place in the innermost list they are in
     "reversed": lambda values, place: values[::-1],
     "inverted": lambda values, place: 1 / np.where(values == 0, 1e-9, values),

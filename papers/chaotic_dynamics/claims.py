@@ -32,7 +32,7 @@ claim = Claims("Chaotic Dynamics")
 
 
 def results_of(experiment: str):
-    """For `each`: all results of `pruning` or `delay`, other data and networks too; the paper's is always listed."""
+    """For `each`: all results of an experiment, other data, networks and lengths too; the paper's is always listed."""
 
     def found(names: list[str]) -> list[tuple[str]]:
         others = [name for name in names if re.fullmatch(rf"{experiment}_\w+", name)]
@@ -327,13 +327,13 @@ def seeds_of(divergence: Divergence) -> str:
     than a straight line (sum of squares of log d), and its rate is the same at all sizes within 10 %; in the last
     2/9 of the run the rate is below a quarter of it.""",
     figure="chaos_divergence",
-    needs="divergence",
+    each=results_of("divergence"),
     changed="""with a perturbation of 0.1 a straight line fitted as well (R^2 .998 both): sizes at which growth is
     seen are needed.""",
 )
 def divergence_exponential(divergence: Divergence):
     if divergence.small is None:
-        raise NotRun("no copies with smaller perturbations", "python chaotic_sgd.py divergence")
+        raise NotRun("no copies with smaller perturbations", "python chaotic_sgd.py divergence_cheap")
     small = divergence.small
     end = divergence.seeds[0].times[-1]
     early = (small.times > 0) & (small.times <= end / 12)
@@ -369,7 +369,7 @@ def log_misfit(times: np.ndarray, distance: np.ndarray, exponential: bool) -> fl
     """In every seed d log d / d log t changes by < 0.15 between the second quarter and the second half, and a power
     fits better than an exponential.""",
     figure="chaos_divergence",
-    needs="divergence",
+    each=results_of("divergence"),
 )
 def divergence_polynomial(divergence: Divergence):
     middles, lates, fits = [], [], []
@@ -392,7 +392,7 @@ def divergence_polynomial(divergence: Divergence):
     "Distances follow d^2 = d0^2 + a t + b t^2, a random walk and a linear drift.",
     "In every seed R² of d over 0.99 for the most chaotic direction, a and b positive.",
     figure="chaos_divergence",
-    needs="divergence",
+    each=results_of("divergence"),
 )
 def divergence_fit(divergence: Divergence):
     fits = []
@@ -409,7 +409,7 @@ def divergence_fit(divergence: Divergence):
     "The distance keeps growing, slowly, when accuracy has converged.",
     "Slope of log d over the last 2/9 is positive for all chaotic, random chaotic and random copies of every seed.",
     figure="chaos_divergence",
-    needs="divergence",
+    each=results_of("divergence"),
 )
 def divergence_drift(divergence: Divergence):
     rates = {kind: [] for kind in ("max_chaos", "randn_chaos", "randn")}
@@ -427,7 +427,7 @@ def divergence_drift(divergence: Divergence):
     "Directions of the global Lyapunov matrix order the growth: most chaotic > random > most convergent.",
     "Final distances, all draws of every seed.",
     figure="chaos_divergence",
-    needs="divergence",
+    each=results_of("divergence"),
 )
 def divergence_order(divergence: Divergence):
     kinds = ("max_chaos", "randn", "max_convergence")
@@ -446,7 +446,7 @@ def divergence_order(divergence: Divergence):
     """Final train and test accuracies of the copies along the most chaotic direction, which get farthest, less the
     unperturbed run's: over the seeds their mean is within 2 s.e. of zero, and known to 0.002.""",
     figure="chaos_divergence",
-    needs="divergence",
+    each=results_of("divergence"),
     changed="""a bound of 0.005 for one seed's copies, most of which hardly part, was no test; the mean over seeds
     is.""",
 )
@@ -474,7 +474,7 @@ def divergence_accuracy(divergence: Divergence):
     "The largest global Lyapunov exponent bounds the growth of the linearised dynamics.",
     "No tangent vector, propagated in float64, grows by more; the most chaotic one by as much, to 0.1 %.",
     figure="chaos_divergence",
-    needs="divergence",
+    each=results_of("divergence"),
 )
 def divergence_bounds(divergence: Divergence):
     ratios, most = [], []
@@ -498,7 +498,7 @@ def divergence_bounds(divergence: Divergence):
     """First to last checkpoint: like with like above the random baseline and crossed below it, each by over 2
     standard errors of the seeds.""",
     figure="chaos_subspace",
-    needs="subspace",
+    each=results_of("subspace"),
     changed="margins of 0.02 in one seed; the seeds tell how much is chance.",
 )
 def subspace_similar(subspace: Subspace):

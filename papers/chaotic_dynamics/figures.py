@@ -209,19 +209,21 @@ def draw_ends(axes, delay: Pruning, as_published: bool) -> None:
 # ======================================================================================
 
 
-def draw_divergence(divergence: Divergence):
+def draw_divergence(readings: dict, width: int | None = None):
     """Perturbed copies of a run on the same batches. Above left: distance along directions of the global Lyapunov
-    matrix (band: all draws of the first seed), thin: linearised dynamics; grey dashes: growth at the largest
-    Lyapunov exponent. Above right: local power d log d / d log t: flat for a power law (0.5: random walk), rising
-    with t for an exponential (dotted). Below left: the paper's fit d^2 = d0^2 + a t + b t^2 (dotted). Below right:
-    early growth of copies with smaller perturbations, relative to their start, or, where they were not run, of the
-    most chaotic copy."""
+    matrix (band: all draws of the first seed), thin: linearised dynamics; grey dashes: growth at the largest Lyapunov
+    exponent. Above right: local power d log d / d log t: flat for a power law (0.5: random walk), rising with t for an
+    exponential (dotted). Below left: the paper's fit d^2 = d0^2 + a t + b t^2 (dotted). Below right: early growth of
+    copies with smaller perturbations, relative to their start (of the shorter runs with five seeds, where the full run
+    has none), or, where they were not run, of the most chaotic copy."""
+    divergence = main_result(readings, "divergence")
     figure, axes = canvas(2, rows=2, height=2.8)
     copies = divergence.seeds[0]
     draw_distances(axes[0, 0], divergence, copies)
     draw_powers(axes[0, 1], copies)
     draw_fits(axes[1, 0], divergence, copies)
-    draw_early(axes[1, 1], divergence, copies)
+    with_small = [one for one in (divergence, *readings.values()) if one.small is not None]
+    draw_early(axes[1, 1], with_small[0] if with_small else divergence, copies)
     seeds = f"{len(divergence.seeds)} seed{'s' * (len(divergence.seeds) > 1)}"
     title = f"{describe(divergence.settings)}, {seeds}, perturbation {divergence.perturbation:g}"
     legend_below(figure, [axes[0, 0]], 5, title)
@@ -328,11 +330,12 @@ MATCHES = (
 )
 
 
-def draw_subspace(subspace: Subspace):
+def draw_subspace(readings: dict, width: int | None = None):
     """Chaotic directions stay chaotic more often than by chance. Above left: global Lyapunov exponents after so
     many steps. Else: similarity |V'W|^2 / smaller dimension of the subspaces at one step (dotted line) with those
     at the others, less that of random subspaces of the same dimensions; open: the same of randomly chosen
     eigenvectors. Lines: mean over seeds."""
+    subspace = main_result(readings, "subspace")
     figure, axes = canvas(2, rows=2, height=2.7)
     first = subspace.seeds[0]
     draw_spectra(axes[0, 0], first)
@@ -378,6 +381,11 @@ def draw_similarity(axes, subspace: Subspace, anchor: int) -> None:
     )
 
 
+def main_result(readings: dict, name: str):
+    """The paper's own result, or the first of the others."""
+    return readings[name] if name in readings else readings[sorted(readings)[0]]
+
+
 def is_result_of(experiment: str):
     def matching(name: str) -> bool:
         return re.fullmatch(rf"{experiment}(_\w+)?", name) is not None
@@ -388,6 +396,6 @@ def is_result_of(experiment: str):
 FIGURES = {
     "chaos_pruning": Figure(draw_pruning, matching=is_result_of("pruning"), wants=("pruning",)),
     "chaos_delay": Figure(draw_delay, matching=is_result_of("delay"), wants=("delay",)),
-    "chaos_divergence": Figure(draw_divergence, needs=("divergence",)),
-    "chaos_subspace": Figure(draw_subspace, needs=("subspace",)),
+    "chaos_divergence": Figure(draw_divergence, matching=is_result_of("divergence"), wants=("divergence",)),
+    "chaos_subspace": Figure(draw_subspace, matching=is_result_of("subspace"), wants=("subspace",)),
 }

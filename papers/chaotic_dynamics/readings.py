@@ -279,11 +279,16 @@ def walk_and_drift(times: np.ndarray, distance: np.ndarray, start: float) -> tup
     return a, b, 1 - unexplained / ((distance - distance.mean()) ** 2).sum()
 
 
-READERS = {"divergence": read_divergence, "subspace": read_subspace}
+READERS = {
+    r"(pruning|delay)(_\w+)?": read_pruning,
+    r"divergence(_\w+)?": read_divergence,
+    r"subspace(_\w+)?": read_subspace,
+}
 
 
 def reader(name: str):
     """The function that reads a result of this name, or None if it is none of this paper's."""
-    if re.fullmatch(r"(pruning|delay)(_\w+)?", name):
-        return read_pruning
-    return READERS.get(name)
+    for pattern, function in READERS.items():
+        if re.fullmatch(pattern, name):
+            return function
+    return None

@@ -98,6 +98,14 @@ def read_groups(result: Result, key: str) -> list[Group]:
     return [read_group(record) for record in result.records(key, least=1)]
 
 
+def need_groups(result: Result, key: str, groups: list[Group], **counts: int) -> None:
+    """Refuses a result whose groups of a name are fewer than figures and claims compare; names with _ for spaces."""
+    for name, least in counts.items():
+        found = len(chosen(groups, name.replace("_", " ")))
+        if found < least:
+            raise result.refuse(f"{key} has {found} groups {name.replace('_', ' ')!r}, expected {least}")
+
+
 def optional_groups(result: Result, key: str) -> list[Group] | None:
     return read_groups(result, key) if result.has(key) else None
 
@@ -163,17 +171,24 @@ def read_diagonal(result: Result) -> Diagonal:
     ends = surface.record("final")
     cycle = result.record("cycle")
     names = ("flow", "gd", "sgd")
+    sgd, sgd_b, gd_b = (read_groups(result, key) for key in ("sgd", "sgd_b", "gd_b"))
+    sde, transfer = (read_groups(result, key) for key in ("sde", "transfer"))
+    need_groups(result, "sgd", sgd, small=1, published_small=1, published=3, clean=3)
+    need_groups(result, "sgd_b", sgd_b, rule=1)
+    need_groups(result, "gd_b", gd_b, small=1, published=3)
+    need_groups(result, "sde", sde, true=2, constant=3)
+    need_groups(result, "transfer", transfer, published=1, rule=1)
     return Diagonal(
         settings=settings.content,
         seeds=int(settings.number("seeds")),
         steps=int(settings.number("steps")),
         times=result.array("times", "times"),
         rank_times=result.array("rank_times", "rank times"),
-        sgd=read_groups(result, "sgd"),
-        sgd_b=read_groups(result, "sgd_b"),
-        gd_b=read_groups(result, "gd_b"),
-        sde=read_groups(result, "sde"),
-        transfer=read_groups(result, "transfer"),
+        sgd=sgd,
+        sgd_b=sgd_b,
+        gd_b=gd_b,
+        sde=sde,
+        transfer=transfer,
         data_sets=int(settings.number("data_seeds")),
         duration=optional_groups(result, "duration"),
         surface=Surface(
@@ -224,11 +239,15 @@ class Regression:
 def read_regression(result: Result) -> Regression:
     settings = result.record("settings")
     settings.number("steps")
+    groups = read_groups(result, "groups")
+    need_groups(result, "groups", groups, clean=4, clean_low=2)
+    if len(groups) < 9 or any(group.peak is None for group in groups[:3]):
+        raise result.refuse("groups doesn't begin with the three published schedules")
     return Regression(
         settings=settings.content,
         seeds=int(settings.number("seeds")),
         times=result.array("times", "times"),
-        groups=read_groups(result, "groups"),
+        groups=groups,
         grid=result.array("grid", "grid"),
         strip_times=result.numbers("strip_times", "strip times"),
         functions=result.array("functions", "strip times", "groups shown", "grid"),
@@ -273,12 +292,15 @@ def read_relu(result: Result) -> Relu:
         neurons[name] = Neurons(one.array("rows", "neurons", 2), one.array("signs", "neurons"))
     for key in ("steps", "deep_steps"):
         settings.number(key)
+    two, three = read_groups(result, "two"), read_groups(result, "three")
+    need_groups(result, "two", two, small=1, published=3, edge=3)
+    need_groups(result, "three", three, small=1, published=3, clean=3)
     return Relu(
         settings=settings.content,
         seeds=int(settings.number("seeds")),
-        two=read_groups(result, "two"),
+        two=two,
         two_times=result.array("two_times", "two times"),
-        three=read_groups(result, "three"),
+        three=three,
         three_times=result.array("three_times", "three times"),
         edge=result.array("edge", "seeds"),
         neurons=neurons,
