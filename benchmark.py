@@ -10,8 +10,10 @@
             float64, a minute a step; floor: eigh of a 336 x 336 matrix
   sparse    teacher-student of Sparse Features, all runs and measurements; literal: one run at a time, autograd,
             its training steps alone; floor: the updates of the parameters
+  networks  how many of torchvision's classifiers, and where they are installed of timm's and transformers'
+            networks, are followed, followed whole, and extracted exactly; beside it torch-pruning
 
-  python benchmark.py                  all, about ten minutes on one core
+  python benchmark.py                  all: networks takes an hour, the others ten minutes on one core
   python benchmark.py metric --quick   one round
 
 Literal and ours alternate in one process on one thread, and time is processor time, so that a busy
@@ -33,6 +35,7 @@ import toy_models
 from experiments import curvature as exact
 from experiments import literal
 from experiments.chaotic_training import Pruning, keep_mask
+from experiments.networks import networks
 from experiments.timing import compare
 from experiments.timing_training import training
 from lib.command import run_script
@@ -187,10 +190,12 @@ EXPERIMENTS = {
     "training": training,
     "metric": of_processor(metric),
     "cgd": of_processor(cgd),
+    "networks": networks,
     "sparse": of_processor(sparse),
 }
 
 if __name__ == "__main__":
     experiments = {name: checked(experiment) for name, experiment in EXPERIMENTS.items()}
     quick = {name: {"rounds": 1} for name in experiments}
+    quick["networks"] = {"names": ("resnet18", "mobilenet_v2", "LlamaForCausalLM")}
     run_script(__doc__, experiments, quick, prefix="benchmark_")

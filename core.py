@@ -15,7 +15,6 @@ examples, the augmentation, the label noise. So a run that is killed goes on to 
 depend on how many processes shared it.
 """
 
-import contextlib
 import dataclasses
 import math
 import sys
@@ -42,7 +41,7 @@ from collapse import (  # noqa: F401  (who reads core finds the metrics here)
 from lib import teams
 from lib.batches import Epoch, Images
 from lib.data import Dataset, load_dataset  # noqa: F401  (and the data)
-from lib.errors import InputError
+from lib.errors import InputError, memory_errors
 from lib.interrupts import StopSignals
 from lib.precision import autocast, fast_bfloat16, for_the_loss, memory_format, resolve_precision
 from lib.progress import TrainingProgress, duration
@@ -484,8 +483,9 @@ def train(
     """
     until = run.steps if until is None else until
     check_batch_size(run, len(data.train))
+    advice = f"{run.name} needs a lower --batch-size or --width, or more GPUs"
     run_folder = RunFolder(folder)
-    with run_folder.locked(team.leads), StopSignals() as signals, memory_errors(run):
+    with run_folder.locked(team.leads), StopSignals() as signals, memory_errors(advice):
         settings = settings_of(run, run_folder, data, device, team.leads)
         training = Training(run, data, run_folder, device, team, settings["resolved_precision"])
         training.resume()
@@ -525,19 +525,6 @@ def stop(run: Run, step: int, signal: int, team: Team):
         line = f"{run.name} stopped at step {step} of {run.steps} and saved; the same command goes on from there"
         print(f"\n{line}", file=sys.stderr, flush=True)
     raise SystemExit(128 + signal)
-
-
-@contextlib.contextmanager
-def memory_errors(run: Run):
-    """A machine that is too small is the user's to mend."""
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError:
-        raise InputError(f"{run.name}: out of GPU memory; lower --batch-size or --width, or use more GPUs") from None
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # so torch reports it on CPUs
-            raise
-        raise InputError(f"{run.name}: out of memory; lower --batch-size or --width") from None
 
 
 # ======================================================================================

@@ -938,7 +938,10 @@ def matrix_product(follower: Follower, operation: Operation) -> None:
     else:
         product_of_activations(follower, left, right, output)
     state = follower.states.get(id(output))
-    if bias is not None and state is not None and output.ndim - 1 in axes_that_vary(state.labels):
+    if bias is None or state is None:
+        return
+    varying = axes_that_vary(state.labels)
+    if output.ndim - 1 in varying or not varying:
         attach_vector(follower, bias, follower.names.along(state.labels, output.ndim - 1), "incoming")
 
 

@@ -17,7 +17,7 @@ import torch
 
 from collapse import CollapseError
 from lib import interrupts, teams
-from lib.errors import InputError
+from lib.errors import InputError, memory_errors
 from lib.precision import set_up_torch
 from lib.printing import print_patiently
 from lib.results import ROOT, figures_command, plain, read_old_result, save_result
@@ -161,7 +161,7 @@ def read_setting(defaults: dict, text: str) -> tuple[str, object]:
     """(name, value) of NAME=VALUE. `defaults`: settings and their defaults. InputError for an unknown one."""
     name, _, value = text.partition("=")
     if name not in defaults:
-        raise InputError(f"--set {text}: no setting {name}; there are {', '.join(defaults)}")
+        raise InputError(f"--set {text}: no setting {name!r}; there are {', '.join(defaults)}")
     default = defaults[name]
     if not isinstance(default, str):
         with contextlib.suppress(ValueError, SyntaxError):  # else it is a text
@@ -242,7 +242,7 @@ def run_script(
         sys.exit(tell_status({out / f"{prefix}{name}.json": settings for name, settings in plans.items()}))
     for name, settings in plans.items():
         began = time.perf_counter()
-        with errors_in_one_line(parser, name):
+        with errors_in_one_line(parser, name), memory_errors("choose smaller settings"):
             measured = experiments[name](**settings, device=device)
             if measured is None:  # of a training that other ranks share, rank 0 has the results
                 continue

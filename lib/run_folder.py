@@ -68,7 +68,7 @@ def load_state(path: Path, device: torch.device):
         raise InputError(f"{path} is not there") from None
     except Exception as error:  # torch raises a dozen kinds of error on damaged files
         if isinstance(error, pickle.UnpicklingError):
-            why = "it holds other things than tensors"
+            why = "it is damaged, or holds other things than tensors"
     raise InputError(f"{path} can't be read as a file of tensors: {why}") from None
 
 

@@ -17,9 +17,11 @@ from typing import Annotated, Literal, NamedTuple
 
 from lib.errors import InputError
 
+LARGEST = 1e30  # well inside of float32
+
 
 class Range(NamedTuple):
-    """The numbers from `low` to `high`; the ends themselves only if `with_low`, `with_high`."""
+    """The numbers from `low` to `high`; the ends themselves only if `with_low`, `with_high`. None is above 1e30."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -27,7 +29,7 @@ class Range(NamedTuple):
     with_high: bool = True
 
     def contains(self, number: float) -> bool:
-        if not math.isfinite(number):
+        if not abs(number) <= LARGEST:  # NaN and infinity neither
             return False
         above = number >= self.low if self.with_low else number > self.low
         below = number <= self.high if self.with_high else number < self.high

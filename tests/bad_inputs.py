@@ -31,7 +31,9 @@ OPTIONS = [
     BadInput("vgg_cifar10.py lr --l 0.1", "ambiguous option"),
     BadInput("vgg_cifar10.py lr --quick --seed -1", "--seed -1: seeds are 0 or more"),
     BadInput("vgg_cifar10.py lr --quick --seed one", "--seed"),
-    BadInput("vgg_cifar10.py lr --quick --seed 99999999", "seed: expected a whole number from 0 to 1,000,000"),
+    BadInput(
+        "vgg_cifar10.py lr --quick --seed 99999999", "seed: expected a whole number, at least 0 and at most 1,000,000"
+    ),
     BadInput("vgg_cifar10.py lr --quick --seeds 0", "--seeds 0"),
     BadInput("vgg_cifar10.py lr --quick --seeds -1", "--seeds -1"),
     BadInput("vgg_cifar10.py lr --quick --seeds 2.5", "--seeds"),
@@ -55,35 +57,50 @@ OPTIONS = [
 FIELDS = [
     BadInput("vgg_cifar10.py lr --quick --learning-rate", "--learning-rate: expected at least one argument"),
     BadInput("vgg_cifar10.py lr --quick --learning-rate fast", "--learning-rate: invalid float value: 'fast'"),
-    BadInput("vgg_cifar10.py lr --quick --learning-rate 0", "learning_rate: expected a number above 0"),
-    BadInput("vgg_cifar10.py lr --quick --learning-rate -0.1", "learning_rate: expected a number above 0"),
-    BadInput("vgg_cifar10.py lr --quick --learning-rate nan", "learning_rate: expected a number above 0, not nan"),
-    BadInput("vgg_cifar10.py lr --quick --learning-rate inf", "learning_rate: expected a number above 0, not inf"),
-    BadInput("vgg_cifar10.py lr --quick --learning-rate 0.1 1e999", "learning_rate: expected a number above 0"),
-    BadInput("vgg_cifar10.py noise --quick --label-noise 1.5", "label_noise: expected a number from 0 to 1"),
-    BadInput("vgg_cifar10.py noise --quick --label-noise 0.1 -0.1", "label_noise: expected a number from 0 to 1"),
-    BadInput("vgg_cifar10.py lr --quick --label-noise nan", "label_noise: expected a number from 0 to 1"),
+    BadInput("vgg_cifar10.py lr --quick --learning-rate 0", "learning_rate: expected a number, above 0"),
+    BadInput("vgg_cifar10.py lr --quick --learning-rate -0.1", "learning_rate: expected a number, above 0"),
+    BadInput("vgg_cifar10.py lr --quick --learning-rate nan", "learning_rate: expected a number, above 0, not nan"),
+    BadInput("vgg_cifar10.py lr --quick --learning-rate inf", "learning_rate: expected a number, above 0, not inf"),
+    BadInput("vgg_cifar10.py lr --quick --learning-rate 0.1 1e999", "learning_rate: expected a number, above 0"),
+    BadInput(
+        "vgg_cifar10.py noise --quick --label-noise 1.5", "label_noise: expected a number, at least 0 and at most 1"
+    ),
+    BadInput(
+        "vgg_cifar10.py noise --quick --label-noise 0.1 -0.1",
+        "label_noise: expected a number, at least 0 and at most 1",
+    ),
+    BadInput("vgg_cifar10.py lr --quick --label-noise nan", "label_noise: expected a number, at least 0 and at most 1"),
     BadInput("vgg_cifar10.py lr --quick --label-noise 0.1 0.2", "--label-noise takes one value"),
     BadInput("vgg_cifar10.py batch --quick --learning-rate 0.1 0.2", "--learning-rate takes one value"),
-    BadInput("vgg_cifar10.py batch --quick --batch-size 32 0", "batch_size: expected a whole number from 1 on"),
+    BadInput("vgg_cifar10.py batch --quick --batch-size 32 0", "batch_size: expected a whole number, at least 1"),
     BadInput("vgg_cifar10.py batch --quick --batch-size 32.5", "--batch-size"),
     BadInput("vgg_cifar10.py batch --quick --batch-size 32 5000", "batch size 5000 is larger than the 4096"),
     BadInput("vgg_cifar10.py lr --quick --batch-size 9999999999999999999999", "is larger than the 4096"),
-    BadInput("vgg_cifar10.py lr --quick --momentum 1", "momentum: expected a number from 0 to 0.9999"),
-    BadInput("vgg_cifar10.py lr --quick --momentum -0.5", "momentum: expected a number from 0 to 0.9999"),
-    BadInput("vgg_cifar10.py lr --quick --momentum nan", "momentum: expected a number from 0 to 0.9999"),
-    BadInput("vgg_cifar10.py lr --quick --weight-decay -1", "weight_decay: expected a number from 0 on"),
-    BadInput("vgg_cifar10.py lr --quick --weight-decay inf", "weight_decay: expected a number from 0 on"),
-    BadInput("vgg_cifar10.py lr --quick --steps 0", "steps: expected a whole number from 1 to 1,000,000,000,000"),
-    BadInput("vgg_cifar10.py drop --quick --steps -5", "steps: expected a whole number from 1 to"),
+    BadInput("vgg_cifar10.py lr --quick --momentum 1", "momentum: expected a number, at least 0 and below 1"),
+    BadInput("vgg_cifar10.py lr --quick --momentum -0.5", "momentum: expected a number, at least 0 and below 1"),
+    BadInput("vgg_cifar10.py lr --quick --momentum nan", "momentum: expected a number, at least 0 and below 1"),
+    BadInput("vgg_cifar10.py lr --quick --weight-decay -1", "weight_decay: expected a number, at least 0"),
+    BadInput("vgg_cifar10.py lr --quick --weight-decay inf", "weight_decay: expected a number, at least 0"),
+    BadInput(
+        "vgg_cifar10.py lr --quick --steps 0",
+        "steps: expected a whole number, at least 1 and at most 1,000,000,000,000",
+    ),
+    BadInput("vgg_cifar10.py drop --quick --steps -5", "steps: expected a whole number, at least 1 and at most"),
     BadInput("vgg_cifar10.py lr --quick --steps 1e5", "--steps: invalid int value: '1e5'"),
-    BadInput("vgg_cifar10.py lr --quick --steps 99999999999999999999", "steps: expected a whole number from 1 to"),
-    BadInput("vgg_cifar10.py lr --quick --warmup-steps -1", "warmup_steps: expected a whole number from 0 on"),
-    BadInput("vgg_cifar10.py lr --quick --width 0", "width: expected a whole number from 2 to 4,096"),
+    BadInput(
+        "vgg_cifar10.py lr --quick --steps 99999999999999999999",
+        "steps: expected a whole number, at least 1 and at most",
+    ),
+    BadInput("vgg_cifar10.py lr --quick --warmup-steps -1", "warmup_steps: expected a whole number, at least 0"),
+    BadInput("vgg_cifar10.py lr --quick --width 0", "width: expected a whole number, at least 2 and at most 4,096"),
     BadInput("vgg_cifar10.py lr --quick --width 3", "width: expected an even number"),
-    BadInput("resnet_cifar100.py lr --quick --width -4", "width: expected a whole number from 2 to 4,096"),
-    BadInput("vgg_cifar10.py lr --quick --width 1000000", "width: expected a whole number from 2 to 4,096"),
-    BadInput("vgg_cifar10.py lr --quick --eval-every 0", "eval_every: expected a whole number from 1 on"),
+    BadInput(
+        "resnet_cifar100.py lr --quick --width -4", "width: expected a whole number, at least 2 and at most 4,096"
+    ),
+    BadInput(
+        "vgg_cifar10.py lr --quick --width 1000000", "width: expected a whole number, at least 2 and at most 4,096"
+    ),
+    BadInput("vgg_cifar10.py lr --quick --eval-every 0", "eval_every: expected a whole number, at least 1"),
 ]
 
 # Data sets: names, and files and folders of one's own
@@ -132,14 +149,68 @@ FOLDERS = [
     BadInput(f"{RUN} --width 12", "settings.json"),
 ]
 
-ALL = OPTIONS + FIELDS + DATA + FOLDERS
+# Settings of the experiments on one CPU core
+SETTINGS = [
+    BadInput("toy_models.py nonsense", "unknown experiment nonsense: choose from quartic, neuron, pair"),
+    BadInput("toy_models.py quartic --quick --set", "--set: expected at least one argument"),
+    BadInput("toy_models.py quartic --quick --set nu=3", "no setting 'nu'; there are mu, euler_step"),
+    BadInput("toy_models.py quartic --quick --set seed=3", "no setting 'seed'"),
+    BadInput("toy_models.py quartic --quick --set =3", "no setting ''"),
+    BadInput("toy_models.py quartic --quick --set mu", "--set mu"),
+    BadInput("toy_models.py quartic --quick --set mu=", "--set mu="),
+    BadInput("toy_models.py quartic --quick --set mu=nan", "mu"),
+    BadInput("toy_models.py quartic --quick --set mu=1e999", "mu: expected a number, above 0"),
+    BadInput("toy_models.py quartic --quick --set replicas=-1", "replicas: expected a whole number, at least 1"),
+    BadInput("toy_models.py quartic --quick --set replicas=0", "replicas: expected a whole number, at least 1"),
+    BadInput("toy_models.py quartic --quick --set replicas=99999999999999", "out of memory"),
+    BadInput("toy_models.py quartic --quick --set checkpoints=0", "checkpoints: expected one or more, each a whole"),
+    BadInput("toy_models.py quartic --quick --set checkpoints=101", "checkpoints must be multiples of coarse_steps"),
+    BadInput("toy_models.py quartic --quick --set coarse_steps=0", "coarse_steps: expected a whole number, at least 1"),
+    BadInput("toy_models.py quartic --quick --set threshold=0", "threshold: expected a number, above 0"),
+    BadInput("toy_models.py quartic --quick --set euler_step=0", "euler_step: expected a number, above 0"),
+    BadInput("toy_models.py quartic --quick --set euler_step=1e300", "euler_step: expected a number, above 0"),
+    BadInput("toy_models.py quartic --quick --set 'trajectory_noises=()'", "trajectory_noises: expected one or more"),
+    BadInput("toy_models.py neuron --quick --set points=0", "points: expected a whole number, at least 1"),
+    BadInput("toy_models.py neuron --quick --set noise_levels=3", "noise_levels"),
+    BadInput("toy_models.py neuron --quick --set 'noise_levels=((0,1,0),)'", "noise_levels: expected stretches"),
+    BadInput("toy_models.py pair --quick --set steps=0", "steps: expected a whole number, at least 1"),
+    BadInput("toy_models.py pair --quick --set momentum=1.0", "momentum: expected a number, at least 0 and below 1"),
+    BadInput(
+        "toy_models.py pair --quick --set learning_rates=0", "learning_rates: expected one or more, each a number"
+    ),
+    BadInput("toy_models.py pair --quick --seed -1", "--seed -1: seeds are 0 or more"),
+    BadInput("teacher_student.py diagonal --quick --set every=0", "every: expected a whole number, at least 1"),
+    BadInput("teacher_student.py minibatch --quick --set batch_sizes=0", "batch_sizes: expected one or more"),
+    BadInput("teacher_student.py minibatch --quick --set batch_sizes=999999", "batch sizes must divide the 1024"),
+    BadInput("teacher_student.py diagonal --quick --seed 5000000", "seed: expected a whole number"),
+    BadInput("sparse_features.py diagonal --quick --set steps=0", "steps: expected a whole number, at least 100"),
+    BadInput("sparse_features.py deep --quick --width 3", "width: expected an even number"),
+    BadInput("sparse_features.py deep --quick --small nan", "small: expected a number, above 0"),
+    BadInput("sparse_features.py deep --quick --dataset nowhere", "no data set 'nowhere'"),
+    BadInput("sparse_features.py relu --quick --device mps", "float64"),
+    BadInput("chaotic_sgd.py pruning --quick --noise -1", "noise: expected a number, at least 0"),
+    BadInput("chaotic_sgd.py pruning --quick --variants sgd nonsense", "nonsense"),
+    BadInput("chaotic_sgd.py pruning --quick --k -1", "k: expected"),
+    BadInput("chaotic_sgd.py pruning --quick --dataset {here}/alpha.npz", "leave out the transparency"),
+    BadInput("chaotic_sgd.py delay --quick --set steps=0", "steps: expected a whole number, at least 1"),
+    BadInput("subnetworks.py measure --quick --weights {here}/nowhere.pt", "nowhere.pt is not there"),
+    BadInput("subnetworks.py measure --quick --weights {here}/text.npz", "text.npz"),
+    BadInput("subnetworks.py measure --quick --model lenet", "--model lenet: expected MODULE:FUNCTION"),
+    BadInput("subnetworks.py extract --runs {here}/nowhere", "no finished run below"),
+]
+
+ALL = OPTIONS + FIELDS + DATA + FOLDERS + SETTINGS
+
+
+SWEEPS = ("vgg_cifar10.py", "resnet_cifar100.py")
 
 
 def words_of(given: BadInput, here: Path) -> list[str]:
     """The command's words, script first. Where it names none, results and runs go below `here`."""
     words = [word.replace("{here}", str(here)) for word in shlex.split(given.command)]
-    for option in ("--out", "--runs"):
-        if option not in words and words[0] in ("vgg_cifar10.py", "resnet_cifar100.py"):
+    options = ["--out", "--runs"] if words[0] in SWEEPS else ["--out"]
+    for option in options:
+        if option not in words:
             words += [option, str(here / option.strip("-"))]
     return words
 

@@ -37,9 +37,10 @@ KEPT = ROOT / "runs" / "endurance"
 RESULT = ROOT / "results" / "endurance.json"
 PAGE = ROOT / "docs" / "endurance.md"
 
-STEPS = 200
-TRAINING = ["vgg_cifar10.py", "lr", "--quick", "--learning-rate", "0.02", "--steps", str(STEPS), "--eval-every", "8",
-            "--precision", "float32", "--device", "cpu"]  # fmt: skip
+STEPS = 80
+EVALUATIONS = 10
+TRAINING = ["vgg_cifar10.py", "lr", "--quick", "--learning-rate", "0.02", "--batch-size", "16", "--steps", str(STEPS),
+            "--eval-every", str(STEPS // EVALUATIONS), "--precision", "float32", "--device", "cpu"]  # fmt: skip
 PATIENCE = 900  # seconds until a command counts as hanging
 HITS_PER_RUN = 5  # signals that one training gets
 
@@ -252,7 +253,7 @@ def lost_rank(number: int, folder: Path) -> Outcome:
     chance = random.Random(f"lost rank {number}")
     command = [*launcher(2, "--max-restarts=3"), *TRAINING, *places(folder)]
     process = start(command, folder)
-    wait_for_log(folder, process, chance.randint(1, STEPS // 8 - 5))
+    wait_for_log(folder, process, chance.randint(1, EVALUATIONS - 4))
     os.kill(chance.choice(children(process.pid)), signal.SIGKILL)
     code = end_of(process)
     if code != 0:
@@ -336,7 +337,7 @@ def full_disk(number: int, folder: Path) -> Outcome:
 def file_limit(number: int, folder: Path) -> Outcome:
     """A limit on the size of files that the second sitting's checkpoint exceeds."""
     chance = random.Random(f"file limit {number}")
-    process = start([*training(folder), "--stop-at", "48"], folder)
+    process = start([*training(folder), "--stop-at", str(STEPS // 2)], folder)
     if end_of(process) != 0:
         raise Lost(last_line(folder))
     blocks = chance.randint(1, 480)  # of 1024 bytes

@@ -14,8 +14,8 @@ def here(tmp_path_factory):
 
 @pytest.mark.parametrize("given", bad_inputs.ALL, ids=lambda given: given.command)
 def test_bad_input_is_one_line(given, here, run_here):
-    code, _, line = run_here(*bad_inputs.words_of(given, here, run_here))
-    assert code == 2 and line.count("\n") == 1 and bad_inputs.words_expected(given, here, run_here) in line, line
+    code, _, line = run_here(*bad_inputs.words_of(given, here))
+    assert code == 2 and line.count("\n") == 1 and bad_inputs.words_expected(given, here) in line, line
 
 
 def test_the_list_is_long_and_repeats_nothing():

@@ -1,5 +1,6 @@
 """The command line: bad input is one line and exit code 2, results are whole or not there, nothing is lost."""
 
+import io
 import json
 import math
 import os
@@ -13,8 +14,10 @@ from typing import Annotated
 import pytest
 import torch
 
+from lib import interrupts
 from lib.command import run_script
 from lib.errors import InputError
+from lib.progress import TrainingProgress
 from lib.results import write_json
 from lib.settings import Count, Positive, Range, Share, check_settings
 from tests.processes import ROOT, run_command
@@ -138,17 +141,17 @@ def test_any_setting_can_be_changed_and_is_checked(tmp_path, capsys):
         (2, (4, 5), "3d", 3, "mean", {"width": 4, "seed": 2}),
     ]
     for words, why in {
-        ("a", "--set", "nu=2"): "no setting nu; there are mu, sizes, name, steps, k, net",
+        ("a", "--set", "nu=2"): "no setting 'nu'; there are mu, sizes, name, steps, k, net",
         ("a", "--set", "mu=much"): "mu",
         ("a", "--set", "mu=nan"): "mu",
-        ("a", "--set", "mu=1e999"): "mu: expected a number above 0",
-        ("a", "--set", "mu=0"): "mu: expected a number above 0",
+        ("a", "--set", "mu=1e999"): "mu: expected a number, above 0",
+        ("a", "--set", "mu=0"): "mu: expected a number, above 0",
         ("a", "--set", "steps=2.5"): "steps",
-        ("a", "--set", "steps=0"): "steps: expected a whole number from 1 on, not 0",
+        ("a", "--set", "steps=0"): "steps: expected a whole number, at least 1, not 0",
         ("a", "--set", "sizes=many"): "sizes",
         ("a", "--set", "sizes=(1, 0.5)"): "sizes",
         ("a", "--set", "sizes=()"): "sizes",
-        ("b", "--set", "mu=2"): "no setting mu",
+        ("b", "--set", "mu=2"): "no setting 'mu'",
         ("a", "--seed", "-1"): "--seed -1: seeds are 0 or more",
     }.items():
         with pytest.raises(SystemExit) as stop:
@@ -191,14 +194,89 @@ def test_printing_never_stops_the_work(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGINT") or os.name == "nt", reason="needs signals")
-def test_ctrl_c_during_the_imports_leaves_no_traceback():
-    with subprocess.Popen(
-        [sys.executable, "toy_models.py"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as run:
-        time.sleep(0.5)  # torch is being imported
-        run.send_signal(signal.SIGINT)
-        said, complaints = run.communicate(timeout=60)
-    assert run.returncode == 130 and b"Traceback" not in complaints and not said
+def test_ctrl_c_during_the_imports_leaves_no_traceback(tmp_path):
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    for script in SCRIPTS:
+        if script in ("figures", "subnetworks"):
+            continue
+        stopped = run_command(f"{script}.py", PYTHONPATH=str(tmp_path))
+        assert stopped.returncode == 130 and not stopped.stdout and not stopped.stderr
+
+
+@pytest.fixture
+def as_in_a_script():
+    """Ctrl-C as lib.interrupts sets it up where a script starts."""
+    before = signal.signal(signal.SIGINT, interrupts.leave_at_once)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_raises_only_where_it_is_caught(tmp_path, as_in_a_script):
+    during = []
+
+    def a(seed=0, device=None):
+        during.append(signal.getsignal(signal.SIGINT))
+        return {}
+
+    run_script("doc", {"a": a}, {}, ["--out", str(tmp_path)])
+    assert during == [signal.default_int_handler]
+    assert signal.getsignal(signal.SIGINT) is interrupts.leave_at_once
+
+
+# ----------------------------------------------------------------------------- torchrun
+
+
+def test_other_ranks_let_rank_0_tell_what_is_wrong(monkeypatch, capsys, tmp_path):
+    """torchrun ends all ranks when the first has failed: rank 0 must not be the second."""
+    waited = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        assert exit_code(lambda seed=0, device=None: {}, ["--out", str(tmp_path), "two\nlines"]) == 2
+        said = capsys.readouterr().err
+        assert "unknown experiment two lines" in said and said.count("\n") == 1
+        assert waited == [60] * rank
+        report = json.loads((tmp_path / "error.json").read_text())  # as torchrun reads it
+        assert report["message"]["message"] == said.strip()
+
+
+# ----------------------------------------------------------------------------- progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_bar_shows_rate_and_time_left_in_80_columns(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with TrainingProgress("run 12 of 16", 1_000_000, 999_000, show=True) as progress:
+        progress.bar.start_t -= 5  # seconds
+        progress.step()
+        progress.evaluated(2.305, 0.1)
+        progress.bar.refresh()
+    shown = sys.stderr.getvalue().split("\r")[-1].rstrip()
+    assert len(shown) <= 80 and "run 12 of 16: 999001/1000000" in shown
+    assert " left, " in shown and "s/step" in shown and "loss 2.305 acc 0.100" in shown
+
+
+def test_without_a_terminal_a_line_is_printed_now_and_then(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with TrainingProgress("run 1 of 2", 1000, 0, show=True) as progress:
+        for step in range(1, 401):
+            now[0] += 1.0
+            progress.step()
+            if step % 10 == 0 and step <= 100:
+                progress.evaluated(2.3, 0.1)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "run 1 of 2: step 70 of 1,000, loss 2.300, accuracy 0.100, 1 steps/s, 16 min left"
+    assert len(lines) == 2  # the second in a long gap between evaluations
+
+
+# ------------------------------------------------------------------------------ folders
 
 
 def test_commands_that_are_shown_can_be_pasted(tmp_path, capsys, monkeypatch):

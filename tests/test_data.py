@@ -2,6 +2,7 @@
 
 import re
 import urllib.error
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torchvision
 from PIL import Image
 from torch.nn import functional as F
 
-from lib.data import DOWNLOADS, load_dataset
+from lib.data import DOWNLOADS, dataset_name_and_root, load_dataset
 from lib.errors import InputError
 
 
@@ -37,6 +38,19 @@ def test_own_images_come_in_through_an_npz(tmp_path, gray):
     assert np.array_equal(data.train_images[:, 0 if gray else 1].numpy(), channel)
     by_path = load_dataset(str(tmp_path / "mine.npz"))
     assert torch.equal(by_path.train_images, data.train_images) and by_path.content_hash == data.content_hash
+
+
+def test_the_name_of_a_file_alone_is_looked_for_here_and_then_in_the_folder_of_data(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert dataset_name_and_root("mine.npz", tmp_path) == ("mine", tmp_path)
+    np.savez("mine.npz", **arrays())
+    assert dataset_name_and_root("mine.npz", tmp_path) == ("mine", Path("."))
+    assert dataset_name_and_root("mine", tmp_path) == ("mine", tmp_path)
+    assert dataset_name_and_root("data/mine.npz", tmp_path) == ("mine", Path("data"))
+    for nothing in ("", ".", "/"):
+        with pytest.raises(InputError, match="names no data set: use one of cifar10"):
+            dataset_name_and_root(nothing, tmp_path)
 
 
 def test_the_hash_of_the_content_sees_images_labels_and_shapes(tmp_path):

@@ -11,9 +11,9 @@ import shutil
 import subprocess
 
 import pytest
-from papers import pages, registry
 
 import figures
+from papers import pages, registry
 from tests.processes import ROOT, run_command
 
 README = ROOT / "README.md"

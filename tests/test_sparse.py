@@ -414,7 +414,7 @@ def test_learning_rate_grows_until_the_first_decay_and_is_as_before_by_default()
     old = Run()
     assert [core.learning_rate_at(old, t) for t in (0, 499, 5000, 99_999)] == [0.1 * 0.001, 0.1 * 0.5, 0.1, 0.1]
     assert old.name == "vgg16_cifar10_lr=0.1_seed=0"
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="equally many"):
         core.learning_rate_at(dataclasses.replace(old, decay_steps=(5,)), 7)
 
 

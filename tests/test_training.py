@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -28,7 +29,7 @@ from lib.data import Dataset
 from lib.errors import InputError
 from lib.precision import memory_format
 from lib.run_folder import RunFolder, load_state, save_atomically
-from tests import processes
+from tests import damage, processes
 from tests.processes import CPU, ROOT, few_test_images, finish, run_command, start, start_ranks, train_here
 
 TINY = Run(dataset="synthetic", width=4, batch_size=32, steps=50, warmup_steps=10, eval_every=20, precision="float32")
@@ -341,39 +342,71 @@ def test_what_stops_a_run_is_one_line_and_keeps_the_state(images, tmp_path, monk
             Images(Dataset(big, torch.arange(2), big, torch.arange(2)), "mine", CPU)
 
 
-FOREIGN = {
-    "empty": b"",
-    "text": b"nonsense",
-    "truncated": None,
-    "a state_dict": {"features.0.weight": torch.zeros(3)},
-    "a list": [1, 2],
-    "without a field": "drop log",
-    "other shapes": "shapes",
-}
-
-
-@pytest.mark.parametrize("kind", FOREIGN)
-def test_a_foreign_or_damaged_checkpoint_is_one_line_that_names_it(images, tmp_path, kind):
+@pytest.fixture(scope="module")
+def finished(images, tmp_path_factory):
+    """The folder of a run of two steps."""
     run = dataclasses.replace(TINY, steps=2, eval_every=2)
-    train_here(run, tmp_path, images)
-    path = tmp_path / run.name / "checkpoint.pt"
-    content = FOREIGN[kind]
-    state = load_state(path, CPU)
-    if kind == "truncated":
-        path.write_bytes(path.read_bytes()[:2000])
-    elif kind == "without a field":
-        del state["log"]
-        torch.save(state, path)
-    elif kind == "other shapes":
-        state["model"] = core.vgg16(10, 2).state_dict()
-        torch.save(state, path)
-    elif isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        torch.save(content, path)
+    runs = tmp_path_factory.mktemp("finished")
+    train_here(run, runs, images)
+    return runs / run.name
+
+
+@pytest.mark.parametrize("kind", damage.CHECKPOINTS)
+def test_a_foreign_or_damaged_checkpoint_is_one_line_that_names_it(images, finished, tmp_path, kind):
+    run = dataclasses.replace(TINY, steps=2, eval_every=2)
+    shutil.copytree(finished, tmp_path / run.name)
+    checkpoint = tmp_path / run.name / "checkpoint.pt"
+    damage.CHECKPOINTS[kind](checkpoint, random.Random(0))
+    damaged = checkpoint.read_bytes()
     with pytest.raises(InputError, match=r"checkpoint\.pt .*move .* away") as caught:
         train_here(run, tmp_path, images)
     assert "\n" not in str(caught.value) and "delete" not in str(caught.value)
+    assert checkpoint.read_bytes() == damaged
+
+
+def test_any_edit_of_a_runs_text_files_is_refused_by_name_or_harmless(images, finished, tmp_path):
+    run = dataclasses.replace(TINY, steps=2, eval_every=2)
+    record = train_here(run, finished.parent, images)
+    refused = 0
+    for number in range(60):
+        chance = random.Random(number)
+        shutil.rmtree(tmp_path / run.name, ignore_errors=True)
+        shutil.copytree(finished, tmp_path / run.name)
+        file = chance.choice(["settings.json", "settings.json", "log.jsonl"])
+        edit = damage.edit_text(tmp_path / run.name / file, chance)
+        try:
+            assert train_here(run, tmp_path, images)["log"] == record["log"], (file, edit)
+        except InputError as error:
+            refused += 1
+            assert run.name in str(error) and "\n" not in str(error), (file, edit)
+    assert 10 < refused < 60
+
+
+def test_what_keeps_a_file_from_being_written_is_one_line(images, tmp_path):
+    run = dataclasses.replace(TINY, steps=2, eval_every=2)
+    for name in ("settings.json", "log.jsonl", "checkpoint.pt"):
+        folder = tmp_path / name
+        (folder / run.name / name).mkdir(parents=True)  # a folder in its place
+        with pytest.raises(InputError, match=rf"{name[:-2]}.*(can't|damaged)|can't write .*{name}"):
+            train_here(run, folder, images)
+    with pytest.raises(InputError, match=r"can't write .*log\.jsonl"):
+        RunFolder(tmp_path / "nowhere").append_to_log({})
+
+
+def test_memory_that_is_missing_is_one_line(images, tmp_path, monkeypatch):
+    def too_large(classes, width):
+        return nn.Linear(2**25, 2**25)  # 4 million gigabytes
+
+    monkeypatch.setitem(core.MODELS, "too_large", too_large)
+    with pytest.raises(InputError, match=r"out of memory; too_large_.* needs a lower --batch-size or --width"):
+        train_here(dataclasses.replace(TINY, model="too_large"), tmp_path, images)
+
+
+def test_all_batch_sizes_of_a_sweep_are_checked_before_the_first_run(tmp_path):
+    runs = [TINY, dataclasses.replace(TINY, batch_size=5000)]
+    with pytest.raises(InputError, match="batch size 5000 is larger than the 4096 training images"):
+        core.sweep(runs, few_test_images(), tmp_path, CPU)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_executes_nothing(tmp_path):
@@ -496,6 +529,7 @@ def test_plans_are_the_papers_and_options_win():
     mine = plan(vgg_cifar10, "drop", {"steps": 4000, "width": 8, "learning_rate": [0.2]}, 1)
     assert [run.milestones for run in mine] == [(1000, 2000, 4000)] and mine[0].learning_rate == 0.2
     assert sweeps.shortened(vgg_cifar10.DROP, 4000).after_drop["steps"] == 500
+    assert sweeps.shortened(vgg_cifar10.DROP, 3).run.milestones == (1, 3)  # each once
     assert [run.batch_size for run in plan(vgg_cifar10, "batch", {"batch_size": [7]}, 2)] == [7, 7]
     with pytest.raises(InputError, match="--label-noise takes one value where learning_rate is varied"):
         plan(vgg_cifar10, "lr", {"label_noise": [0.1, 0.2]})
