@@ -99,6 +99,19 @@ def test_claims_that_the_pages_call_failing_fail():
     assert named > 10
 
 
+def test_the_speed_table_is_that_of_the_results():
+    rows = re.findall(
+        r"^\| (\w+)[^|]*\|[^|]*\|[^|]*\| ([\d,]+) \(([\d,]+) to ([\d,]+)\)", read(ROOT / "docs" / "speed.md"), re.M
+    )
+    assert len(rows) > 5
+    for name, *shown in rows:
+        result = json.loads((ROOT / "results" / f"benchmark_{name}.json").read_text(encoding="utf-8"))
+        measured = [result, result["published"]] if "published" in result else [result]
+        numbers = [[one["speedup"], *one["speedup_range"]] for one in measured]
+        as_shown = [[f"{number:,.0f}" for number in row] for row in numbers]
+        assert shown in as_shown, f"docs/speed.md says of {name} {shown}, the result {as_shown}"
+
+
 # ------------------------------------------------------------------------------ commands
 
 
