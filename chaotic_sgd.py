@@ -53,7 +53,7 @@ class Variant(NamedTuple):
 
 
 def parse_variant(name: str, steps: int) -> Variant:
-    """ "sgd", or "chaotic@5000": a set and the first step that is pruned; InputError for anything else."""
+    """Of "sgd" or "chaotic@5000": a set and the first step that is pruned; InputError for anything else."""
     prune, _, start = name.partition("@")
     if name == "sgd":
         return Variant(None, 0)
@@ -320,22 +320,21 @@ EXPERIMENTS = PRUNING | {
     "divergence_cheap": partial(divergence, seeds=5, checkpoints=(1, 1000), **CHEAP),
     "subspace_cheap": partial(subspace, seeds=5, checkpoints=(1, 1000), **CHEAP),
 }
-SMALL = {"dataset": "synthetic", "steps": 200, "runs": None}
-TINY = SMALL | {"architecture": "cnn", "steps": 8, "draws": 2, "checkpoints": (4,)}
+SMALL = {"dataset": "synthetic", "steps": 120, "seeds": 2, "runs": None}
+TINY = {"dataset": "synthetic", "steps": 10, "seeds": 1, "runs": None}
+CNN = TINY | {"architecture": "cnn", "steps": 3, "draws": 2, "checkpoints": (1,)}  # the MLP's matrix takes a minute
 QUICK = {
-    "pruning": SMALL | {"seeds": 2},
-    "delay": SMALL | {"seeds": 2, "variants": ("sgd", "chaotic@100", "chaotic@0")},
-    "divergence": TINY,
-    "subspace": TINY,
+    "pruning": SMALL,
+    "delay": SMALL | {"variants": ("sgd", "chaotic@100", "chaotic@0")},
+    "pruning_cnn": TINY | {"steps": 2, "variants": ("sgd", "chaotic@1")},
+    "divergence": CNN,
+    "subspace": CNN,
+    "divergence_cheap": CNN | {"steps": 2},
+    "subspace_cheap": CNN | {"steps": 2},
 }
 for name in EXPERIMENTS.keys() - QUICK.keys():
-    QUICK[name] = SMALL | {"steps": 20, "seeds": 1}
-    if name.startswith("delay"):
-        QUICK[name] |= {"variants": ("sgd", "chaotic@10")}
-    if name == "pruning_cnn":
-        QUICK[name] |= {"steps": 2, "variants": ("sgd", "chaotic@1")}
-    if name not in PRUNING:
-        QUICK[name] |= {"steps": 2, "checkpoints": (1,), "architecture": "cnn"}
+    variants = {"variants": ("sgd", "chaotic@5")} if name.startswith("delay") else {}
+    QUICK[name] = TINY | variants
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -5,190 +5,292 @@
   python figures.py --fresh            run the theory experiments again first (about 90 seconds on 2 cores)
   python figures.py --quick            everything small, into results/quick and figures/quick (half a minute)
   python figures.py --out mine         what there is in mine, into mine/figures
+  python figures.py --width 8          of the deep networks those of this width, instead of the widest there is
 
-Needs numpy and matplotlib only, and reads nothing but the results. Writes figures/*.png (and
-*.pdf), prints the claims table and writes it to figures/claims.md and figures/claims.json.
+Needs numpy and matplotlib only, and reads nothing but the results. Writes figures/*.png (and *.pdf),
+figures/claims.json, and docs/claims.md, docs/published.md, docs/figures.md. results/ and figures/ are those beside
+this file, wherever it is started. Exit code 2 where an input is bad, 130 after Ctrl-C.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-import claims
-import figures_beyond
-import figures_chaos
-import figures_deep
-import figures_sparse
-import figures_theory
-
-plt.rcParams.update(
-    {
-        "figure.constrained_layout.use": True,
-        "figure.dpi": 110,
-        "savefig.dpi": 150,
-        "font.size": 9,
-        "axes.titlesize": 9.5,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.alpha": 0.25,
-        "legend.frameon": False,
-        "legend.fontsize": 8,
-    }
-)
-SCRIPTS = {  # what runs on a CPU in minutes: script -> its experiments
+HERE = Path(__file__).resolve().parent
+CPU_SCRIPTS = {  # what runs on a CPU in minutes: script -> its experiments
     "toy_models.py": ("quartic", "neuron", "pair"),
     "teacher_student.py": ("diagonal", "minibatch"),
 }
-FIGURES = {  # name -> (experiments, function)
-    name: entry
-    for room in (figures_theory, figures_deep, figures_chaos, figures_sparse, figures_beyond)
-    for name, entry in room.FIGURES.items()
-}
+CPU_EXPERIMENTS = [name for experiments in CPU_SCRIPTS.values() for name in experiments]
+
+
+class Places(NamedTuple):
+    """Where things are read and written."""
+
+    results: Path
+    figures: Path
+    docs: Path  # for the pages
+    own: bool  # a folder of one's own: only what is there is drawn
+
+
+class Loaded(NamedTuple):
+    """Results of a folder."""
+
+    readings: dict  # name -> what was read
+    origins: dict  # name -> pages.Origin
+    damaged: dict  # name -> what is wrong with the file
+
 
 # ======================================================================================
-# From results to figures
+# Words for the terminal
 # ======================================================================================
 
 
-def run_experiments(names, folder, args):
-    """Run CPU experiments, the scripts side by side; their words go to the terminal."""
-    jobs = {script: [name for name in names if name in known] for script, known in SCRIPTS.items()}
-    options = ["--seed", str(args.seed), "--device", args.device, "--out", str(args.out)] + ["--quick"] * args.quick
-    print(
-        f"running {', '.join(names)} into {folder} ({'half a minute' if args.quick else 'up to two minutes'})",
-        flush=True,
-    )
-    here = Path(__file__).resolve().parent
-    running = [
-        subprocess.Popen([sys.executable, str(here / script), *wanted, *options])
-        for script, wanted in jobs.items()
-        if wanted
-    ]
+def say(*words: str) -> None:
+    """Print lines; a reader who has left (| head -1) or a full disk doesn't stop the drawing."""
     try:
-        if max([job.wait() for job in running]):
-            raise SystemExit(2)  # the script has said why
-    finally:
-        for job in running:
-            job.terminate()
+        for line in words:
+            print(line, flush=True)
+    except OSError:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the program ends
 
 
-def command_of(name):
-    """The command that makes a result."""
-    for script, known in SCRIPTS.items():
-        if name in known:
-            return f"`python {script} {name}`"
-    if name in ("pruning", "delay", "divergence", "subspace"):
-        return f"`python chaotic_sgd.py {name}`"
-    if name.startswith("sparse_"):
-        return f"`python sparse_features.py {name.removeprefix('sparse_')}`"
-    if name.startswith("beyond_"):
-        return f"`python subnetworks.py {name.removeprefix('beyond_')}`"
-    script = {"vgg": "vgg_cifar10.py", "resnet": "resnet_cifar100.py"}[name.split("_")[0]]
-    return f"`torchrun --nproc_per_node=8 {script} {name.split('_')[1]}`"
+def refuse(message: str):
+    """End in one line on stderr and exit code 2."""
+    print(f"figures.py: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
 
 
-def load_result(path, quick):
-    """One result file, or one line that says what is wrong with it; None if there is none."""
-    if not path.exists():
-        return None
-    try:
-        result = json.loads(path.read_text())
-        if (
-            not isinstance(result, dict)
-            or not {"experiment", "settings", "environment"} <= result.keys()
-            or result["experiment"] != path.stem
-        ):
-            raise ValueError("no result of that experiment")
-        if result["quick"] is not quick:
-            raise ValueError("a quick result among full ones" if result["quick"] else "a full result among quick ones")
-    except (ValueError, KeyError, AttributeError, OSError) as error:
-        raise SystemExit(f"figures.py: error: {path}: {error}; delete it and run its experiment again") from None
-    return result
-
-
-def main(argv=None):
+def parse_arguments(argv: list[str] | None, figures: list[str]) -> argparse.Namespace:
     summary, _, details = __doc__.partition("\n")
     parser = argparse.ArgumentParser(
-        description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="figures.py", description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")  # one line, no usage
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"figures, of {', '.join(FIGURES)} (default: all)")
+    parser.error = refuse
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"figures, of {', '.join(figures)} (default: all)")
     parser.add_argument("--format", nargs="+", choices=["png", "pdf"], default=["png"], help="file formats")
     parser.add_argument("--fresh", action="store_true", help="run the CPU experiments again first")
     parser.add_argument("--quick", action="store_true", help="small versions, in <out>/quick and <figures>/quick")
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
+    parser.add_argument("--out", type=Path, help="folder of the results (default: results beside this script)")
     parser.add_argument("--figures", type=Path, help="folder for the figures (default: figures, or OUT/figures)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the experiments that are run")
+    parser.add_argument("--width", type=int, help="width of the deep networks (default: the widest there is)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the experiments that are run (default: 0)")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="device of those experiments")
     args = parser.parse_args(argv)
-    unknown = [name for name in args.names if name not in FIGURES]
+    unknown = [name for name in args.names if name not in figures]
     if unknown:
-        parser.error(f"unknown figure {', '.join(unknown)}: choose from {', '.join(FIGURES)}")
-    own = args.out != Path("results")
-    figures_folder = args.figures or (args.out / "figures" if own else Path("figures"))
-    results_folder, figures_folder = (path / ("quick" * args.quick) for path in (args.out, figures_folder))
-    if not (args.out.is_dir() or args.fresh or args.quick):
-        parser.error(f"--out {args.out} is no folder of results; --fresh makes one")
+        refuse(f"unknown figure {', '.join(unknown)}: choose from {', '.join(figures)}")
+    if args.width is not None and args.width < 1:
+        refuse(f"--width {args.width}: expected a positive number")
+    return args
+
+
+def find_places(args: argparse.Namespace) -> Places:
+    """Folders of this call; ends where they can't be used, before any work is done."""
+    own = args.out is not None and args.out.resolve() != HERE / "results"
+    out = args.out if own else HERE / "results"
+    if not (out.is_dir() or args.fresh or args.quick):
+        refuse(f"--out {out} is no folder of results; --fresh makes one")
+    figures = args.figures or (out / "figures" if own else HERE / "figures")
+    results = out / "quick" if args.quick else out
+    figures = figures / "quick" if args.quick else figures
     try:
-        figures_folder.mkdir(parents=True, exist_ok=True)
-        (figures_folder / ".writable").touch()
-        (figures_folder / ".writable").unlink()
+        figures.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=figures).close()
     except OSError as error:
-        parser.error(f"can't write to {figures_folder}: {error.strerror or error}")
-    start, there = time.perf_counter(), {path.stem for path in results_folder.glob("*.json")}
-    whole = args.fresh or args.quick or not own  # else only what is there
-    chosen = args.names or [name for name, (needs, _) in FIGURES.items() if whole or there & set(needs)]
-    needed = dict.fromkeys(name for figure in chosen for name in FIGURES[figure][0])
-    ours = [name for known in SCRIPTS.values() for name in known if name in needed]
-    missing = [name for name in ours if args.fresh or (name not in there and (whole or args.names))]
-    if missing:
-        run_experiments(missing, results_folder, args)
-    results = {name: load_result(results_folder / f"{name}.json", args.quick) for name in needed}
-    failed = []
-    for figure in chosen:
-        needs, draw = FIGURES[figure]
-        absent = [name for name in needs if results[name] is None]
-        if absent:
-            print(f"{figure}: no result yet of {', '.join(command_of(name) for name in absent)}")
-        if len(absent) == len(needs) or (absent and figure not in figures_deep.FIGURES):
-            continue
+        refuse(f"can't write to {figures}: {error.strerror or error}")
+    elsewhere = own or args.quick or args.figures is not None
+    return Places(results, figures, figures if elsewhere else HERE / "docs", own)
+
+
+# ======================================================================================
+# Experiments and results
+# ======================================================================================
+
+
+def run_experiments(names: list[str], args: argparse.Namespace, results: Path) -> None:
+    """Run CPU experiments, the scripts side by side; the first one's bar is shown, two would overlap."""
+    duration = "half a minute" if args.quick else "up to two minutes"
+    say(f"running {', '.join(names)} into {results} ({duration})")
+    out = results.parent if args.quick else results
+    options = ["--seed", str(args.seed), "--device", args.device, "--out", str(out.resolve())]
+    options += ["--quick"] * args.quick
+    running = []
+    try:
+        for script, known in CPU_SCRIPTS.items():
+            wanted = [name for name in names if name in known]
+            if wanted:
+                words = tempfile.TemporaryFile("w+", encoding="utf-8") if running else None  # noqa: SIM115
+                command = [sys.executable, str(HERE / script), *wanted, *options]
+                running.append((subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=words), words))
+        for job, words in running:
+            if job.wait():
+                if words is not None:
+                    words.seek(0)
+                    sys.stderr.write(words.read())
+                raise SystemExit(2)  # the script has said why
+    finally:
+        for job, _ in running:
+            job.terminate()
+
+
+def load(folder: Path, names: set[str], quick: bool) -> Loaded:
+    """Read results; a damaged file doesn't keep the others from being read."""
+    from papers import pages, registry
+    from papers.result import ResultError, load_result
+
+    readings, origins, damaged = {}, {}, {}
+    for name in sorted(names):
         try:
-            drawn = draw(*(results[name] for name in needs))
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            why = f"{figure}: can't be drawn from {', '.join(needs)} ({error!r}); run the experiment again"
-            failed.append(f"{parser.prog}: error: {why}")
-            plt.close("all")
+            result = load_result(folder / f"{name}.json", quick)
+            readings[name] = registry.read(name, result)
+        except ResultError as error:
+            damaged[name] = str(error)
             continue
-        if drawn is None:
-            print(f"{figure}: nothing to draw in its results")
+        seconds = result.content.get("environment", {}).get("seconds")
+        origins[name] = pages.Origin(result.content.get("command", ""), seconds)
+    return Loaded(readings, origins, damaged)
+
+
+def known_results(folder: Path) -> list[str]:
+    from papers import registry
+
+    return sorted(path.stem for path in folder.glob("*.json") if registry.reader(path.stem) is not None)
+
+
+# ======================================================================================
+# Drawing and judging
+# ======================================================================================
+
+
+def draw(name: str, loaded: Loaded, width: int | None):
+    """The matplotlib figure, or None where there is nothing to draw. A bug in it is raised naming the figure."""
+    from papers import registry
+
+    figure = registry.FIGURES[name]
+    if any(result not in loaded.readings for result in figure.needs):
+        return None
+    try:
+        if figure.matching is None:
+            return figure.draw(*(loaded.readings[result] for result in figure.needs))
+        matching = {result: one for result, one in loaded.readings.items() if figure.matching(result)}
+        return figure.draw(matching, width) if matching else None
+    except Exception as error:
+        raise RuntimeError(f"the figure {name} failed in its own code") from error
+
+
+def save(drawn, folder: Path, name: str, formats: list[str]) -> None:
+    """Save whole, under a name of one's own first: processes that draw the same figure at once don't meet."""
+    for kind in formats:
+        metadata = {"Software": None} if kind == "png" else {"CreationDate": None}
+        temporary = folder / f".{name}.{os.getpid()}.{kind}"
+        try:
+            drawn.savefig(temporary, metadata=metadata)
+            os.replace(temporary, folder / f"{name}.{kind}")
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def missing_commands(names: list[str], there: list[str]) -> dict:
+    """{a command that makes all results of one script that are missing: the figures that lack them}."""
+    from papers import registry
+    from papers.result import start_of_command
+
+    experiments, figures = {}, {}
+    for name in names:
+        figure = registry.FIGURES[name]
+        for result in (*figure.needs, *figure.wants):
+            if result not in there:
+                start, experiment = start_of_command(result)
+                experiments.setdefault(start, []).append(experiment)
+                figures.setdefault(start, []).append(name)
+    commands = {}
+    for start, wanted in experiments.items():
+        commands[" ".join([start, *dict.fromkeys(wanted)])] = list(dict.fromkeys(figures[start]))
+    return commands
+
+
+def judge_seeds(folder: Path, quick: bool) -> dict:
+    """{name of a folder of other seeds beside the results: its table}."""
+    from papers import claim, registry
+
+    tables = {}
+    for one in sorted(folder.glob("seed*")):
+        if one.is_dir():
+            loaded = load(one, set(known_results(one)), quick)
+            tables[one.name] = claim.judge(registry.CLAIMS, loaded.readings, quick)
+    return tables
+
+
+def write_pages(table: list[dict], drawn: list[str], loaded: Loaded, places: Places, quick: bool) -> None:
+    from papers import pages, registry
+
+    seeds = judge_seeds(places.results, quick)
+    figures = {name: registry.FIGURES[name] for name in drawn}
+    beside = "." if places.docs == places.figures else "../figures"
+    pages.write_whole(places.figures / "claims.json", json.dumps(table, indent=1) + "\n")
+    pages.write_whole(places.docs / "claims.md", pages.claims_page(table, seeds))
+    pages.write_whole(places.docs / "published.md", pages.published_page(table, loaded.origins))
+    pages.write_whole(places.docs / "figures.md", pages.figures_page(figures, loaded.origins, beside))
+
+
+def main(argv: list[str] | None = None) -> None:
+    start = time.perf_counter()
+    import matplotlib
+
+    matplotlib.use("Agg")  # before pyplot: no window is needed, and none may be there
+
+    from papers import claim, pages, plots, registry
+
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without UTF-8 still gets its lines
+    args = parse_arguments(argv, list(registry.FIGURES))
+    places = find_places(args)
+    plots.use_style()
+
+    there = known_results(places.results)
+    chosen = args.names or list(registry.FIGURES)
+    run_all = not places.own or args.fresh or args.quick or args.names  # else only what is there is drawn
+    needed = [name for figure in chosen for name in registry.FIGURES[figure].needs if name in CPU_EXPERIMENTS]
+    lacking = [name for name in dict.fromkeys(needed) if args.fresh or name not in there]
+    if lacking and run_all:
+        run_experiments(lacking, args, places.results)
+        there = known_results(places.results)
+    loaded = load(places.results, registry.belongs_to(chosen, there), args.quick)
+
+    drawn = []
+    for name in chosen:
+        figure = draw(name, loaded, args.width)
+        if figure is None:
             continue
         if args.quick:
-            drawn.suptitle("QUICK: small settings, not a result", color="C3")
-        for kind in args.format:
-            drawn.savefig(figures_folder / f"{figure}.{kind}", metadata={"Software": None} if kind == "png" else None)
-        plt.close(drawn)
-        print(f"{figures_folder / figure}.{', '.join(args.format)}")
-    table = claims.judge(results, chosen)
-    text = f"{claims.markdown(table)}\n{claims.tally(table)}"
-    print(f"\n{text}\n{time.perf_counter() - start:.1f} s")
-    if not args.names:
-        (figures_folder / "claims.md").write_text(text)
-        (figures_folder / "claims.json").write_text(json.dumps(table, indent=1) + "\n")
-    if failed:
-        parser.exit(2, "\n".join(failed) + "\n")
+            figure.suptitle("QUICK: small settings, not a result", color=plots.RED)
+        save(figure, places.figures, name, args.format)
+        plots.plt.close(figure)
+        drawn.append(name)
+
+    table = claim.judge(registry.CLAIMS, loaded.readings, args.quick, chosen)
+    if not args.names and not loaded.damaged:
+        write_pages(table, drawn, loaded, places, args.quick)
+    missing = missing_commands(chosen, there) if run_all else {}
+    seconds = time.perf_counter() - start
+    say(*pages.ending(table, drawn, places.figures, missing, places.docs / "claims.md", seconds))
+    if loaded.damaged:
+        for error in loaded.damaged.values():
+            print(f"figures.py: error: {error}", file=sys.stderr)
+        raise SystemExit(2)
 
 
 if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        raise SystemExit("\nfigures.py: interrupted; results that were finished are whole") from None
+        print("\nfigures.py: interrupted; figures and results that were finished are whole", file=sys.stderr)
+        sys.exit(130)

@@ -1,4 +1,4 @@
-"""Core alone: the paper's networks, the settings of a training, what core re-exports. `pytest` runs all of tests/, too."""
+"""Core alone: the paper's networks, the settings of a training, what core re-exports."""
 
 import dataclasses
 import math

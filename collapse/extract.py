@@ -252,18 +252,54 @@ def sift(model: nn.Module, example, plans: list[Plan], reason: str) -> tuple[lis
 
 
 def try_out(model: nn.Module, example, plans: list[Plan]) -> tuple[nn.Module, str | None]:
-    """(smaller network, None), or (whatever came of it, why it isn't the same function)."""
+    """(smaller network, None), or (the network as it was, why the smaller one isn't the same function)."""
     whole = on_invariant_sets(model, plans)
-    smaller = copied(whole)
     if not plans:
-        return smaller, None
+        return whole, None
     try:
-        fold_constants(smaller, whole, example, plans)
-        remove(smaller, model, plans)
-        check_same(whole, smaller, example)
+        precise, inputs = in_float64(whole, example)
+        check_same(precise, made_smaller(precise, inputs, model, plans), inputs)
+        return made_smaller(whole, example, model, plans), None
     except CollapseError as error:
-        return smaller, str(error)
-    return smaller, None
+        return whole, str(error)
+
+
+def made_smaller(whole: nn.Module, example, model: nn.Module, plans: list[Plan]) -> nn.Module:
+    """The network on its invariant sets without what it doesn't need."""
+    smaller = copied(whole)
+    fold_constants(smaller, whole, example, plans)
+    remove(smaller, model, plans)
+    return smaller
+
+
+def in_float64(whole: nn.Module, example) -> tuple[nn.Module, object]:
+    """A copy of the network, and its inputs, in float64; as they are where its code doesn't run so.
+
+    In float32 the rounding of a deep network would hide small mistakes.
+    """
+    precise = copied(whole).double()
+    inputs = doubled(example)
+    try:
+        record(precise, inputs)
+    except CollapseError:
+        return whole, example
+    return precise, inputs
+
+
+def doubled(example):
+    """An example with its floating-point tensors in float64."""
+    return mapped(example, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+
+
+def mapped(example, change):
+    """An example with every tensor changed."""
+    if isinstance(example, Tensor):
+        return change(example)
+    if isinstance(example, dict):
+        return {name: mapped(value, change) for name, value in example.items()}
+    if isinstance(example, list | tuple):
+        return type(example)(mapped(value, change) for value in example)
+    return example
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -556,16 +592,14 @@ def nearly_equal(one: Tensor, other: Tensor) -> bool:
 
 def like(example):
     """Inputs of the same shapes with other values: floating-point ones random, others turned round."""
-    if isinstance(example, Tensor):
-        if example.is_floating_point():
-            generator = torch.Generator(device=example.device).manual_seed(1)
-            return torch.randn(example.shape, generator=generator, dtype=example.dtype, device=example.device)
-        return example.flip(-1) if example.ndim else example
-    if isinstance(example, dict):
-        return {name: like(value) for name, value in example.items()}
-    if isinstance(example, list | tuple):
-        return type(example)(like(value) for value in example)
-    return example
+
+    def another(tensor):
+        if not tensor.is_floating_point():
+            return tensor.flip(-1) if tensor.ndim else tensor
+        generator = torch.Generator(device=tensor.device).manual_seed(1)
+        return torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype, device=tensor.device)
+
+    return mapped(example, another)
 
 
 # ======================================================================================

@@ -700,14 +700,13 @@ def batch_norm(follower: Follower, operation: Operation) -> None:
     output = tensors_in(operation.output)[0]
     varying = axes_that_vary(state.labels)
     gain = operation.argument("weight")
-    if 1 in varying:
+    if 1 in varying or not varying:
         labels = follower.names.along(state.labels, 1)
         for name in ("weight", "bias", "running_mean", "running_var"):
             attach_vector(follower, operation.argument(name), labels, "through", is_norm=True)
         follower.put(output, state.labels, normed=isinstance(gain, Tensor))
         return
-    if varying:
-        follower.couple(state.labels, TOGETHER)
+    follower.couple(state.labels, TOGETHER)
     follower.put(output, state.labels, state.normed)
 
 
@@ -939,7 +938,10 @@ def matrix_product(follower: Follower, operation: Operation) -> None:
     else:
         product_of_activations(follower, left, right, output)
     state = follower.states.get(id(output))
-    if bias is not None and state is not None and output.ndim - 1 in axes_that_vary(state.labels):
+    if bias is None or state is None:
+        return
+    varying = axes_that_vary(state.labels)
+    if output.ndim - 1 in varying or not varying:
         attach_vector(follower, bias, follower.names.along(state.labels, output.ndim - 1), "incoming")
 
 
@@ -958,8 +960,9 @@ def linear(follower: Follower, x: Tensor, axis: int, weight: Weight) -> Tensor:
     parameter = weight.parameter
     read, made = weight.axes
     labels, normed = None, True
-    if state is not None and axes_that_vary(state.labels):
-        if axis not in axes_that_vary(state.labels):  # it mixes positions, each neuron alone
+    if state is not None:
+        varying = axes_that_vary(state.labels)  # none: there is one neuron alone, and this reads it
+        if varying and axis not in varying:  # it mixes positions, each neuron alone
             reason = "it mixes positions: its own neurons aren't measured"
             follower.unfollowed.append(Note(torch.empty(0), follower.now.layer, reason))
             labels = state.labels.narrow(axis, 0, 1)
@@ -1038,7 +1041,7 @@ def attention(follower: Follower, operation: Operation) -> None:
     if q_labels is not None and k_labels is not None:
         repeat = q.size(-3) // k.size(-3) if q.ndim > 3 else 1
         if repeat > 1:
-            k_labels = k_labels.repeat_interleave(repeat, -3)
+            k_labels = compact(k_labels.repeat_interleave(repeat, -3))
         contract(follower, q_labels, last, k_labels, last, set(range(q.ndim - 2)))
     else:
         for labels in (q_labels, k_labels):
@@ -1047,7 +1050,7 @@ def attention(follower: Follower, operation: Operation) -> None:
     if states[2] is not None:
         labels = states[2].labels
         if v.ndim > 3 and q.size(-3) != v.size(-3):
-            labels = labels.repeat_interleave(q.size(-3) // v.size(-3), -3)
+            labels = compact(labels.repeat_interleave(q.size(-3) // v.size(-3), -3))
         if v.ndim - 2 in axes_that_vary(labels):
             raise Unknown("attention over its neurons")
         follower.distinguish(labels, set(range(v.ndim - 2)), "each head has neurons of its own")

@@ -120,6 +120,13 @@ def _chunk_squares(vectors: Tensor) -> Tensor:
     return torch.stack(chunks, 1)
 
 
+def row_squares(vectors: Tensor) -> Tensor:
+    """[n, d] -> [n] of float64: the squared norm of each row, as exact as float64 and several times faster than
+    `vector_norm(dtype=float64)`.
+    """
+    return _chunk_squares(vectors).sum(1)
+
+
 def _has_full_float32(device: torch.device) -> bool:
     """Whether a float32 matrix product has float32's precision here: no TF32, no bfloat16 underneath, no autocast."""
     if torch.is_autocast_enabled(device.type):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from collapse.errors import CollapseError
-from collapse.metrics import count, effective_rank, independent_neurons, normalized_distances
+from collapse.metrics import count, effective_rank, independent_neurons, normalized_distances, row_squares
 from collapse.neurons import NeuronGroup, NeuronGroups, Skipped, neuron_groups
 from collapse.trace import record, unwrapped
 
@@ -108,7 +108,7 @@ def square_sizes(group: NeuronGroup, roles: tuple[str, ...], weights_only: bool 
         if weights_only and slot.tensor.ndim == 1:
             continue
         rows = slot.read(slot.tensor.detach()).reshape(group.size, -1)
-        total = total.to(rows.device) + torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
+        total = total.to(rows.device) + row_squares(rows)
     return total
 
 

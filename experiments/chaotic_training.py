@@ -111,7 +111,7 @@ def setup(
         draw = torch.Generator().manual_seed(seed)
         orders.append(torch.stack([torch.randperm(len(train), generator=draw) for _ in range(epochs)]))
     tensors = (train, loaded.train_labels, test, loaded.test_labels)
-    content = content_hash(*tensors)
+    content = content_hash(loaded.train_images, loaded.train_labels, loaded.test_images, loaded.test_labels)
     problem = Problem(*(one.to(device) for one in (*tensors, torch.stack(orders))), content)
     theta = torch.stack([initial(seed, sgd.task) for seed in seeds]).to(device)
     return problem, State(theta, torch.zeros_like(theta))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from collapse import collapse_exponent
-from theory import log_growth
+from experiments.theory import log_growth
 
 FIFTHS = 5  # the exponent leaves out the first of them
 

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 
 import chaotic_sgd
-import core
 from experiments import chaotic_training, lyapunov
 from experiments.chaotic_training import Pruning, Sgd, State, gradient_of, keep_mask, setup, sgd_step
 from experiments.curvature import (
@@ -25,11 +24,12 @@ from experiments.curvature import (
     tangent_step,
     with_ones,
 )
+from lib.data import synthetic_dataset
 
 ROOT = Path(__file__).parent.parent
 MLP = Task("mlp", "sigmoid")
 SGD = Sgd(MLP, batch_size=8, learning_rate=0.1, momentum=0.0)
-SMALL = core.synthetic_dataset(256, 64)
+SMALL = synthetic_dataset(256, 64)
 
 
 @pytest.fixture(autouse=True)

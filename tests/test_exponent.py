@@ -13,6 +13,11 @@ from torchvision.models import vgg
 from collapse import CollapseError, collapse_exponent, nearest_pairs, neuron_groups, normalized_distances
 
 
+@pytest.fixture(autouse=True)
+def same_random_numbers():
+    torch.manual_seed(0)
+
+
 def mlp(activation=nn.GELU, width=24):
     layers = [nn.Linear(10, width), activation(), nn.Linear(width, width), activation(), nn.Linear(width, 5)]
     return nn.Sequential(*layers)
@@ -115,7 +120,7 @@ def test_a_schedule_is_read_before_each_step():
     class Scheduled(list):
         def __iter__(self):
             for step, batch in enumerate(super().__iter__()):
-                sgd.param_groups[0]["lr"] = 0.2 / (1 + step)
+                sgd.param_groups[0]["lr"] = 0.5 / (1 + step)
                 yield batch
 
     check_against_sgd(model, sets, sgd, Scheduled(batches))

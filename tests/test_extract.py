@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_networks import KINDS, Attention, network, plant, put_neuron
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models import vgg
@@ -19,6 +18,7 @@ import core
 from collapse import CollapseError, collapse_report, extract_subnetwork, load_network, neuron_groups, save_network
 from collapse.extract import plan_of, why_left_whole
 from collapse.trace import call, tensors_in
+from tests.small_networks import KINDS, Attention, network, plant, put_neuron
 
 
 def outputs(model, example):
@@ -375,7 +375,7 @@ LOADER = """
 import sys
 sys.path[:0] = sys.argv[1:3]
 import torch
-from small_networks import network
+from tests.small_networks import network
 from collapse import load_network
 model = network("mobile", seed=5)[0]
 smaller = load_network(sys.argv[3], model)

@@ -14,6 +14,11 @@ from collapse import CollapseError, CollapseLog, collapse_report, plot_report
 from collapse.plots import plot_history
 
 
+@pytest.fixture(autouse=True)
+def same_random_numbers():
+    torch.manual_seed(0)
+
+
 def network():
     first = nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.ReLU(), nn.Flatten()
     return nn.Sequential(*first, nn.Linear(12 * 36, 20), nn.ReLU(), nn.Linear(20, 4))

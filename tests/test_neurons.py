@@ -6,12 +6,12 @@ import time
 import pytest
 import torch
 import torchvision
-from small_networks import KINDS, in_double, network, neurons_of_one_part, put_neuron
 from torch import nn
 
 import core
 from collapse import CollapseError, neuron_groups
 from collapse.trace import call, tensors_in
+from tests.small_networks import KINDS, network, neurons_of_one_part, put_neuron
 
 
 def outputs(model, example):
@@ -166,6 +166,15 @@ def test_streams_of_a_resnet_have_all_their_producers_and_consumers():
     last = groups["layer4.0.conv2"]
     assert {slot.name for slot in last.producers} == {"layer4.0.conv2", "layer4.0.downsample.0", "layer4.1.conv2"}
     assert [slot.name for slot in last.consumers] == ["layer4.1.conv1", "fc"]
+
+
+def test_a_layer_of_one_neuron_is_a_group():
+    narrow = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1), nn.Tanh(), nn.Linear(1, 1))
+    (group,) = neuron_groups(narrow, torch.randn(4, 1))
+    assert group.size == 1 and group.vectors().shape == (1, 5)
+    flat = nn.Sequential(nn.Conv2d(3, 1, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+    (group,) = neuron_groups(flat, torch.randn(2, 3, 6, 6))
+    assert group.consumers[0].index.tolist() == [list(range(16))]
 
 
 # ======================================================================================
@@ -358,18 +367,17 @@ def test_groups_of_a_resnet50_cost_less_than_six_forward_passes():
     assert least(lambda: neuron_groups(model, x)) < 6 * forward
 
 
-def test_groups_are_those_of_torch_pruning():
-    """The number of neurons of every group that both find (a development tool: skipped where it isn't installed)."""
+@pytest.mark.parametrize("name", ["batch norm mlp", "plain conv", "residual", "dense", "mobile", "next block"])
+def test_groups_are_those_of_torch_pruning(name):
+    """The layers that make the neurons of each group (a development tool: skipped where it isn't installed)."""
     pruning = pytest.importorskip("torch_pruning")
-    for name in ("plain conv", "residual", "dense", "mobile"):
-        model, example = network(name)
-        graph = pruning.DependencyGraph().build_dependency(model, in_double(example))
-        theirs = []
-        for group in graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]):
-            rows = {
-                graph._module2name[d.target.module].split(" ")[0] for d, _ in group if "out_channels" in str(d.handler)
-            }
-            theirs.append(frozenset(rows))
-        for group in neuron_groups(model, example):
-            ours = frozenset(slot.name for slot in group.producers)
-            assert any(ours <= rows for rows in theirs), (name, ours, theirs)
+    model, example = network(name)
+    names = {module: path for path, module in model.named_modules()}
+    graph = pruning.DependencyGraph().build_dependency(model, example)
+    theirs = set()
+    for group in graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]):
+        makers = [d.target.module for d, _ in group if "out_channels" in d.handler.__name__]
+        layers = [names[module] for module in makers if isinstance(module, nn.Linear | nn.Conv2d)]
+        theirs.add(frozenset(path for path in layers if getattr(model.get_submodule(path), "groups", 1) == 1))
+    for group in neuron_groups(model, example):
+        assert frozenset(slot.name for slot in group.producers) in theirs, (name, group.name, theirs)

@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from small_networks import network, put_neuron
 from torch import nn
 
 import core
@@ -18,6 +17,7 @@ from collapse import (
     normalized_distances,
 )
 from collapse.report import cluster_order
+from tests.small_networks import network, put_neuron
 
 
 def generator(seed=0):

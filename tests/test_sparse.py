@@ -13,11 +13,13 @@ from torch.nn import functional as F
 
 import core
 import sparse_features
-import training
 from core import Run
 from experiments import block_features, diagonal_networks, plain_networks, relu_networks, seed_records
 from experiments.diagonal_networks import Group, Noise, diagonal_walk, draw_regression, orders
 from experiments.relu_networks import Net, Problem, Schedule
+from lib.batches import Images
+from lib.data import synthetic_dataset
+from lib.errors import InputError
 
 
 @pytest.fixture(autouse=True)
@@ -412,7 +414,7 @@ def test_learning_rate_grows_until_the_first_decay_and_is_as_before_by_default()
     old = Run()
     assert [core.learning_rate_at(old, t) for t in (0, 499, 5000, 99_999)] == [0.1 * 0.001, 0.1 * 0.5, 0.1, 0.1]
     assert old.name == "vgg16_cifar10_lr=0.1_seed=0"
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="equally many"):
         core.learning_rate_at(dataclasses.replace(old, decay_steps=(5,)), 7)
 
 
@@ -445,20 +447,20 @@ def test_networks_have_the_published_sizes_and_blocks():
 
 @pytest.fixture(scope="module")
 def images():
-    return training.Images(core.synthetic_dataset(64, 20), "synthetic", torch.device("cpu"))
+    return Images(synthetic_dataset(64, 20), "synthetic", torch.device("cpu"))
 
 
 def test_block_measure_equals_a_plain_computation_and_leaves_no_trace(images):
     data = images.prepared(False)
     torch.manual_seed(0)
-    model = plain_networks.build(TINY, 10)
+    model = core.build_model(TINY.model, 10, TINY.width)
     columns = block_features.measure(TINY, model, data, images=50, units=10**6, batch=16)
     before, state = torch.get_rng_state(), copy.deepcopy(model.state_dict())
     found = columns()
     assert model.training and torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(state.values(), model.state_dict().values(), strict=True))
     model.eval()
-    x = core.synthetic_dataset(64, 20).train_images[:50].float() / 255
+    x = synthetic_dataset(64, 20).train_images[:50].float() / 255
     with torch.no_grad():
         x = model.relu(model.bn1(model.conv1(x)))
         for k in range(4):
@@ -473,8 +475,7 @@ def test_block_measure_equals_a_plain_computation_and_leaves_no_trace(images):
 
 def test_training_measures_blocks_and_goes_on_with_old_settings_to_the_same_bits(images, tmp_path):
     def go(folder, measure):
-        return training.train(TINY, images, folder, torch.device("cpu"), show=False, build=plain_networks.build,
-                              measure=measure)  # fmt: skip
+        return core.train(TINY, images, folder, torch.device("cpu"), title=None, measure=measure)
 
     whole = go(tmp_path / "whole", block_features.measure)
     assert [line["step"] for line in whole["log"]] == [4, 8] and len(whole["log"][0]["sparsity"]) == 5
@@ -499,7 +500,7 @@ def test_training_measures_blocks_and_goes_on_with_old_settings_to_the_same_bits
     (tmp_path / "half" / "settings.json").write_text(json.dumps(settings))  # as if of a version without that field
     with pytest.raises(ValueError, match="another growth;"):
         go(tmp_path / "half", block_features.measure)
-    assert not images.prepared(True).mean.eq(0).all() and images.prepared(False).mean.eq(0).all()
+    assert not images.prepared().mean.eq(0).all() and images.prepared(False).mean.eq(0).all()
     pixels = images.test[:3]
     torch.testing.assert_close(images.prepared(False).normalized(pixels).permute(0, 2, 3, 1), pixels / 255)
 
@@ -530,9 +531,9 @@ def test_a_folder_of_images_is_a_data_set_and_64_pixels_train(tmp_path, tiny):
     assert (
         data.test_labels.tolist() == [0, 1, 2] and data.test_images.shape == (3, 3, 64, 64) and data.source == "mine/"
     )
-    images = training.Images(data, "mine", torch.device("cpu"))
+    images = Images(data, "mine", torch.device("cpu"))
     run = dataclasses.replace(TINY, batch_size=6, augment=True)
-    crops, labels = images.epoch(run, 0)
+    crops, labels = core.epoch_of(run, images, 0)
     batch = images.batch(crops)
     padded = F.pad(data.train_images, (4, 4, 4, 4)).permute(0, 2, 3, 1)
     for k in range(6):
@@ -543,9 +544,9 @@ def test_a_folder_of_images_is_a_data_set_and_64_pixels_train(tmp_path, tiny):
         assert labels[k] == data.train_labels[example]
     assert torch.equal(images.plain_train(6).permute(0, 3, 1, 2), data.train_images)
     if tiny:
-        with pytest.raises(ValueError, match="doesn't take the example"):  # VGG-16 of core takes 32 x 32 images alone
-            training.train(
-                Run(dataset="mine", width=2, batch_size=6, steps=2), images, tmp_path / "run", torch.device("cpu")
+        with pytest.raises(InputError, match="at most 32 x 32"):  # VGG-16 of core
+            core.train(
+                Run(dataset="mine", width=2, batch_size=6, steps=2), images, tmp_path / "run", images.train.device
             )
         (tmp_path / "mine" / "val" / "val_annotations.txt").write_text("6.png n7 0 0 1 1\n")
     else:

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from fokker_planck import fokker_planck
 
 from experiments import theory
+from tests.fokker_planck import fokker_planck
 
 
 def test_log_growth_is_the_mean_log_of_the_euler_factor():

@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from fokker_planck import fokker_planck
 from torch import nn
 from torch.nn import functional as F
 
 import toy_models
 from experiments import single_neuron, theory, two_neurons
 from lib.errors import InputError
+from tests.fokker_planck import fokker_planck
 
 
 def generator(seed=0):

@@ -1,0 +1,1 @@
+"""Figures and claims, a folder a paper, from results/*.json alone; only figures.py opens it."""

@@ -1,0 +1,1 @@
+"""What no paper has: extracted networks, forecasts of collapse, and its causes."""

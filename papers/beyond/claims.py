@@ -1,0 +1,535 @@
+"""Claims about extracted networks, forecasts of collapse and its causes. No paper has made them."""
+
+import re
+
+import numpy as np
+
+from papers.beyond.readings import Causes, Exponents, Extraction, Switch, Windows, areas, fit_slopes
+from papers.claim import (
+    Claims,
+    NotResolved,
+    NotRun,
+    Numbers,
+    Outcome,
+    decide,
+    falling,
+    numbers,
+    standard_error,
+)
+
+claim = Claims("Beyond the papers")
+LEARNED = 0.2  # test accuracy of a network that has learned: twice chance on ten classes
+
+# ======================================================================================
+# Extraction
+# ======================================================================================
+
+
+@claim(
+    "check",
+    "On an invariant set the extracted network computes the same function (planted collapse, eval mode, float32).",
+    """Largest change of an output below 1e-5 of the largest output, all that was planted removed, in all four
+    networks.""",
+    figure="beyond_extraction",
+    needs="beyond_extract",
+)
+def extraction_exact(extraction: Extraction):
+    changes = np.array([one.change for one in extraction.planted])
+    whole = all(one.removed == one.planted for one in extraction.planted)
+    if len(changes) != 4:
+        raise NotResolved(f"{len(changes)} of 4 networks")
+    measured = numbers(changes.max(), ".1e")
+    return Outcome("< 1e-5", measured, f"{len(changes)} networks", whole and changes.max() < 1e-5)
+
+
+@claim(
+    "check",
+    "Extraction is cheap.",
+    "Under 5 seconds of one CPU core for a full-width VGG-16 with planted collapse.",
+    figure="beyond_extraction",
+    needs="beyond_extract",
+)
+def extraction_fast(extraction: Extraction):
+    seconds = [one.seconds for one in extraction.planted if one.name == "VGG-16"]
+    if not seconds:
+        raise NotResolved("no VGG-16 was tried")
+    return Outcome("< 5 s", numbers(seconds[0], ".2f", f"{seconds[0]:.2f} s"), "", seconds[0] < 5)
+
+
+@claim(
+    "ours",
+    "At the paper's thresholds the extracted network is as good: what is counted as collapsed isn't needed.",
+    "Test accuracy of every run changes by less than 0.01, those that have not learned among them.",
+    figure="beyond_extraction",
+    needs="beyond_extract",
+    changed="a run that had not learned was left out; it changes most.",
+)
+def extraction_free(extraction: Extraction):
+    rows = [one for one in extraction.networks if one.redundant == 0.1]
+    if not rows:
+        raise NotResolved("nothing extracted at redundancy 0.1")
+    changes = np.array([one.after["accuracy"] - one.before["accuracy"] for one in rows])
+    kept = min(one.kept for one in rows)
+    measured = numbers(np.abs(changes).max(), ".4f")
+    note = f"{len(rows)} runs, {kept:.0%} of the parameters or more kept"
+    return Outcome("< 0.01", measured, note, np.abs(changes).max() < 0.01)
+
+
+@claim(
+    "ours",
+    "It matters which neurons go: removing as many random ones costs more accuracy.",
+    "Mean over runs of accuracy with extraction less accuracy with random neurons removed, above 0 by 2 s.e.",
+    figure="beyond_extraction",
+    needs="beyond_extract",
+)
+def extraction_random(extraction: Extraction):
+    rows = [one for one in extraction.networks if one.redundant == 0.1 and one.kept < 1]
+    if not rows or any(one.random_accuracy is None for one in rows):
+        raise NotRun("no networks with random neurons removed", "python subnetworks.py extract")
+    gains = np.array([one.after["accuracy"] - one.random_accuracy for one in rows])
+    error = standard_error(gains)
+    return decide(gains.mean(), error, "> 0", numbers(gains.mean()), f"{error:.3f}, {len(rows)} runs")
+
+
+def kept_by(rows: list, field: str) -> list[np.ndarray]:
+    """[values][seeds] share of parameters kept, in rising order of a field."""
+    found = {}
+    for one in rows:
+        found.setdefault(getattr(one, field), []).append(one.kept)
+    return [np.array(found[value]) for value in sorted(found)]
+
+
+ORDER = """The share of parameters kept at redundancy 0.6, over all values in order, seed by seed: its slope is
+negative, and no value lies above the one before it, each by over 2 s.e."""
+
+
+@claim(
+    "ours",
+    "More learning rate, a smaller network inside.",
+    ORDER,
+    figure="beyond_extraction",
+    needs="beyond_extract",
+    changed="only the ends were compared.",
+)
+def extraction_rate(extraction: Extraction):
+    rows = kept_by(
+        [one for one in extraction.networks if one.redundant == 0.6 and not one.label_noise], "learning_rate"
+    )
+    return falling(rows, numbers([row.mean() for row in rows]))
+
+
+@claim(
+    "ours",
+    "More label noise, a smaller network inside.",
+    ORDER + " At the learning rate that has noise; all runs.",
+    figure="beyond_extraction",
+    needs="beyond_extract",
+    changed="only the ends were compared, and noises at which a run had not learned were left out.",
+)
+def extraction_noise(extraction: Extraction):
+    noisy = {one.learning_rate for one in extraction.networks if one.label_noise}
+    chosen = [one for one in extraction.networks if one.redundant == 0.6 and one.learning_rate in noisy]
+    rows = kept_by(chosen, "label_noise")
+    return falling(rows, numbers([row.mean() for row in rows]))
+
+
+# ======================================================================================
+# Exponents where they are known, and in a network
+# ======================================================================================
+
+
+@claim(
+    "check",
+    "The exponent of the quartic well and of the single neuron is their closed form, E log|1 + a dt + b dB|.",
+    "Within 2 % + 0.02 per unit time at three noise levels each.",
+    figure="beyond_exponent",
+    needs="beyond_exponent",
+)
+def exponent_closed(exponents: Exponents):
+    rows = [one for one in exponents.known if one.case != "pair"]
+    if not rows:
+        raise NotResolved("no closed form was tried")
+    gaps = np.array([abs(one.exponent - one.expected) for one in rows])
+    allowed = np.array([0.02 * abs(one.expected) + 0.02 for one in rows])
+    return Outcome("0", numbers(gaps.max(), ".4f"), f"{len(rows)} levels", (gaps < allowed).all())
+
+
+@claim(
+    "check",
+    "The exponent of the two neurons is the slope of their log distance.",
+    "Within 5 % of the slope on the same label noise, and within 3 s.d. of the seeds' rates in pair.json.",
+    figure="beyond_exponent",
+    needs=("beyond_exponent", "pair"),
+)
+def exponent_pair(exponents: Exponents, pair):
+    rows = [one for one in exponents.known if one.case == "pair"]
+    ratios, scores = [], []
+    for one in rows:
+        place = pair.conditions.index((one.learning_rate, one.level))
+        rate, error = pair.rate[place] / 2, pair.rate_error[place] / 2  # of squared distances there
+        ratios.append(one.exponent / one.expected)
+        scores.append(abs(one.rate - rate) / (error * np.sqrt(pair.seeds)))
+    if not rows:
+        raise NotResolved("no pair was tried")
+    ratios, scores = np.array(ratios), np.array(scores)
+    text = f"{ratios.min():.3f} to {ratios.max():.3f}; {scores.max():.1f} s.d."
+    holds = (np.abs(ratios - 1) < 0.05).all() and (scores < 3).all()
+    return Outcome("1; < 3 s.d.", Numbers(np.concatenate([ratios, scores]), text), "", holds)
+
+
+@claim(
+    "ours",
+    """In a trained VGG the exponents are the slopes of pairs' log distances over the same steps, far from merging
+    too.""",
+    "Correlation above 0.9 and regression slope within 10 % of 1, over at least 100 pairs.",
+    figure="beyond_exponent",
+    needs="beyond_exponent",
+)
+def exponent_same(exponents: Exponents):
+    fit = fit_slopes(exponents.runs, "same")
+    measured = numbers([fit.correlation, fit.slope], ".3f", f"{fit.correlation:.3f}, slope {fit.slope:.3f}")
+    holds = fit.count >= 100 and fit.correlation > 0.9 and abs(fit.slope - 1) < 0.1
+    return Outcome("> 0.9, 1", measured, f"{fit.count} pairs", holds)
+
+
+@claim(
+    "ours",
+    "The nearer a pair is to its set, the more its exponent is the slope.",
+    """Below a normalised distance of 0.5 the correlation is above 0.9 and the slope within 10 % of 1; both are
+    lower from 0.5 to 1, and again above 1.""",
+    figure="beyond_exponent",
+    needs="beyond_exponent",
+    changed="the distances were chosen after the first result.",
+)
+def exponent_near(exponents: Exponents):
+    fits = [fit_slopes(exponents.runs, "same", *ends) for ends in ((0, 0.5), (0.5, 1), (1, np.inf))]
+    correlations = np.array([fit.correlation for fit in fits])
+    slopes = np.array([fit.slope for fit in fits])
+    text = "; ".join(f"{fit.correlation:.3f}, {fit.slope:.2f}" for fit in fits)
+    ordered = (np.diff(correlations) < 0).all() and (np.diff(slopes) < 0).all()
+    holds = correlations[0] > 0.9 and abs(slopes[0] - 1) < 0.1 and ordered
+    counts = ", ".join(str(fit.count) for fit in fits)
+    return Outcome("> 0.9, 1; lower; lower", Numbers(np.concatenate([correlations, slopes]), text), counts, holds)
+
+
+@claim(
+    "ours",
+    "They predict the slopes of the steps that follow.",
+    "Correlation with the slope over the next 1,000 steps above 0.5, in every seed.",
+    figure="beyond_exponent",
+    needs="beyond_exponent",
+)
+def exponent_next(exponents: Exponents):
+    values = [fit_slopes([run], "next").correlation for run in exponents.runs]
+    return Outcome("> 0.5", numbers(values, ".2f"), f"{len(values)} seeds", min(values) > 0.5)
+
+
+# ======================================================================================
+# Who arrives: prediction against watching
+# ======================================================================================
+
+
+def need_arrivals(exponents: Exponents) -> int:
+    count = sum(int(run.arrived.sum()) for run in exponents.runs)
+    if not count:
+        raise NotResolved("none has arrived")
+    return count
+
+
+def tells_more(exponents: Exponents, first: str, second: str) -> Outcome:
+    """Is the area of one predictor larger than another's? Both from the same bootstrap samples."""
+    need_arrivals(exponents)
+    found = exponents.areas
+    gain, low, high = found.difference(first, second)
+    measured = numbers([found.found[first], found.found[second]], ".3f")
+    note = f"difference {gain:+.3f} ({low:+.3f} to {high:+.3f})"
+    if low <= 0 <= high:
+        raise NotResolved("the 95 % interval of the difference holds 0", "larger", measured, note)
+    return Outcome("larger", measured, note, low > 0)
+
+
+def above_chance(exponents: Exponents) -> Outcome:
+    count = need_arrivals(exponents)
+    found = exponents.areas
+    low, high = found.interval("exponent")
+    measured = numbers(found.found["exponent"], ".3f")
+    return Outcome("> 0.5", measured, f"{low:.3f} to {high:.3f}, {count} have", low > 0.5)
+
+
+def sign_tells(exponents: Exponents) -> Outcome:
+    """Is the share that arrives larger where the exponent is negative, by over 2 s.e. of the pooled share?"""
+    need_arrivals(exponents)
+    arrived = np.concatenate([run.arrived for run in exponents.runs])
+    attracted = np.concatenate([run.scores()["exponent"] for run in exponents.runs]) > 0
+    counts = [arrived[attracted].sum(), attracted.sum(), arrived[~attracted].sum(), (~attracted).sum()]
+    text = f"{counts[0]} of {counts[1]:,}; {counts[2]} of {counts[3]:,}"
+    measured = Numbers(np.array(counts, float), text)
+    if not counts[1] or not counts[3]:
+        raise NotResolved("all exponents have one sign", "more", measured)
+    share = arrived.mean()
+    error = np.sqrt(share * (1 - share) * (1 / counts[1] + 1 / counts[3]))
+    gain = counts[0] / counts[1] - counts[2] / counts[3]
+    return decide(gain, error, "more", measured, f"{error:.3f}")
+
+
+def all_vanishing(names: list[str]) -> list[tuple[str]]:
+    """For `each`: forecasts of who vanishes, of other networks too."""
+    others = [name for name in names if re.fullmatch(r"beyond_vanishing_\w+", name)]
+    return [("beyond_vanishing",), *((name,) for name in others)]
+
+
+def all_causes(names: list[str]) -> list[tuple[str]]:
+    others = [name for name in names if re.fullmatch(r"beyond_causes_\w+", name)]
+    return [("beyond_causes",), *((name,) for name in others)]
+
+
+INTERVAL = "Area under the ROC curve: its 95 % interval (bootstrap over neurons) lies above 0.5."
+LARGER = (
+    "Its area under the ROC curve is larger: the 95 % interval of the difference (same bootstrap samples) excludes 0."
+)
+
+
+@claim(
+    "ours",
+    "Measured early, the exponent tells which pairs will have merged at the end of the run.",
+    INTERVAL,
+    figure="beyond_exponent",
+    needs="beyond_exponent",
+)
+def exponent_roc(exponents: Exponents):
+    return above_chance(exponents)
+
+
+@claim(
+    "ours",
+    "The sign of the exponent, measured early, tells who merges: only attracted pairs do.",
+    "The share of pairs merged at the end is larger where it is negative than where it is positive, by over 2 s.e.",
+    figure="beyond_exponent",
+    needs="beyond_exponent",
+)
+def exponent_sign(exponents: Exponents):
+    return sign_tells(exponents)
+
+
+@claim(
+    "ours",
+    "It tells more than the distance now: the forecast, log distance + exponent x steps left, beats it.",
+    LARGER,
+    figure="beyond_exponent",
+    needs="beyond_exponent",
+    changed="intervals that don't overlap ask for more than a difference that is resolved; the pairs are the same.",
+)
+def exponent_naive(exponents: Exponents):
+    return tells_more(exponents, "forecast", "distance now")
+
+
+@claim(
+    "ours",
+    "It tells more than watching: the forecast beats the distance carried on at its own measured slope.",
+    LARGER,
+    figure="beyond_exponent",
+    needs="beyond_exponent",
+)
+def exponent_watching(exponents: Exponents):
+    return tells_more(exponents, "forecast", "watching")
+
+
+@claim(
+    "check",
+    "The exponent is curvature + noise + decay, to second order.",
+    "Their sum is within 10 % of the exponents' standard deviation over pairs (root mean square), in the VGG.",
+    figure="beyond_exponent",
+    needs="beyond_exponent",
+)
+def exponent_parts(exponents: Exponents):
+    parts = exponents.parts
+    gap = parts["curvature"] + parts["noise"] + parts["decay"] - parts["exponent"]
+    ratio = np.sqrt(np.mean(gap**2)) / parts["exponent"].std()
+    means = ", ".join(f"{parts[name].mean():.3f}" for name in ("curvature", "noise", "decay"))
+    return Outcome("< 0.1", numbers(ratio), f"means {means} per 1,000 steps", ratio < 0.1)
+
+
+@claim(
+    "check",
+    "Exponents are cheap: gradient, exponents and update of a step, for 100 pairs, against a gradient alone.",
+    "Less than 2 times the processor time, in VGG-16 at width 8.",
+    figure="beyond_exponent",
+    needs="beyond_exponent",
+    changed="30 times was 23 times slack.",
+)
+def exponent_cost(exponents: Exponents):
+    cost = exponents.cost
+    if cost is None or cost.pairs != 100:
+        raise NotResolved("not measured with 100 pairs")
+    ratio = cost.exponent / cost.gradient
+    return Outcome("< 2", numbers(ratio, ".2f"), f"{cost.pairs} pairs", ratio < 2)
+
+
+@claim(
+    "ours",
+    "Measured before any neuron has vanished, the exponent tells which ones will have at the end of the run.",
+    INTERVAL,
+    figure="beyond_vanishing",
+    each=all_vanishing,
+)
+def vanishing_roc(exponents: Exponents):
+    return above_chance(exponents)
+
+
+@claim(
+    "ours",
+    "The sign of that exponent tells who vanishes: only attracted neurons do.",
+    "The share of neurons gone at the end is larger where it is negative than where it is positive, by over 2 s.e.",
+    figure="beyond_vanishing",
+    each=all_vanishing,
+)
+def vanishing_sign(exponents: Exponents):
+    return sign_tells(exponents)
+
+
+@claim(
+    "ours",
+    "It tells more than the neuron's size now: the forecast, log size + exponent x steps left, beats it.",
+    LARGER,
+    figure="beyond_vanishing",
+    each=all_vanishing,
+    changed="intervals that don't overlap ask for more than a difference that is resolved; the neurons are the same.",
+)
+def vanishing_naive(exponents: Exponents):
+    return tells_more(exponents, "forecast", "distance now")
+
+
+@claim(
+    "ours",
+    "It tells more than watching: the forecast beats the neuron's size carried on at its own measured slope.",
+    LARGER,
+    figure="beyond_vanishing",
+    each=all_vanishing,
+)
+def vanishing_watching(exponents: Exponents):
+    return tells_more(exponents, "forecast", "watching")
+
+
+@claim(
+    "ours",
+    """Earlier than watching: from a window of 50 to 100 steps the exponent tells who vanishes, a measured slope
+    doesn't.""",
+    """Forecasts from the shortest window beat the sizes carried on at the slope of that window: 95 % interval above
+    0.""",
+    figure="beyond_vanishing",
+    needs="beyond_windows",
+)
+def windows_short(windows: Windows):
+    shortest, runs = next(iter(windows.windows.items()))
+    found = areas(runs)
+    gain, low, high = found.difference("forecast", "watching")
+    measured = numbers([found.found["forecast"], found.found["watching"]])
+    note = f"{shortest} steps, difference {gain:+.3f} ({low:+.3f} to {high:+.3f})"
+    if low <= 0 <= high:
+        raise NotResolved("the 95 % interval of the difference holds 0", "larger", measured, note)
+    return Outcome("larger", measured, note, low > 0)
+
+
+@claim(
+    "ours",
+    """What watching can't have: exponents at another rate, batch size or label noise, at today's weights, tell the
+    slopes after a switch.""",
+    """In every switch their correlation with the slopes of the switched run is larger than that of the slopes
+    before it, by over 2 s.e. (Fisher's z).""",
+    figure="beyond_vanishing",
+    needs="beyond_switch",
+)
+def switch_foretold(switches: list[Switch]):
+    gains, texts = [], []
+    for one in switches:
+        told = np.corrcoef(one.predicted, one.after)[0, 1]
+        watched = np.corrcoef(one.before, one.after)[0, 1]
+        error = np.sqrt(2 / max(len(one.after) - 3, 1))
+        gains.append((np.arctanh(told) - np.arctanh(watched)) / error)
+        texts.append(f"{told:.2f} / {watched:.2f}")
+    gains = np.array(gains)
+    measured = Numbers(gains, ", ".join(texts))
+    note = f"least {gains.min():.1f} s.e."
+    if (gains < -2).any() or (gains > 2).all():
+        return Outcome("told > watched", measured, note, bool((gains > 2).all()))
+    raise NotResolved("a switch is within 2 s.e.", "told > watched", measured, note)
+
+
+# ======================================================================================
+# Causes
+# ======================================================================================
+
+
+@claim(
+    "ours",
+    "Noise attracts: without it (the full batch) the exponents are higher.",
+    """Their mean over pairs rises with every larger batch size up to the full batch, by over 2 s.e. each, weight
+    decay as it is.""",
+    figure="beyond_causes",
+    each=all_causes,
+    changed="""only the ends were compared, over pairs that were not independent; now the errors are those of
+    replicas.""",
+)
+def causes_noise(causes: Causes):
+    decay = causes.weight_decays[-1]
+    rows = [causes.at(size, decay).exponent for size in causes.batch_sizes]
+    measured = numbers([row.mean() for row in rows])
+    expected = "rising with batch size"
+    if len(rows) < 2 or len(rows[0]) < 2:
+        raise NotResolved("1 replica, or one batch size", expected, measured)
+    errors = np.array([standard_error(row) if len(row) > 1 else 0.0 for row in rows])  # the full batch has no noise
+    gains = np.diff([row.mean() for row in rows])
+    scores = gains / np.hypot(errors[1:], errors[:-1])
+    note = f"least {scores.min():.1f} s.e."
+    if (scores > 2).all() or (scores < -2).any():
+        return Outcome(expected, measured, note, bool((scores > 2).all()))
+    raise NotResolved("neighbours within 2 s.e.", expected, measured, note)
+
+
+@claim(
+    "ours",
+    "Weight decay attracts, with noise and without.",
+    """At every batch size the mean exponent falls when decay is put back (on the same batches), by over 2 s.e. of
+    the replicas.""",
+    figure="beyond_causes",
+    each=all_causes,
+    changed="that its part is -eta x decay is an identity: it went to causes-split.",
+)
+def causes_decay(causes: Causes):
+    gains, errors = [], []
+    for size in causes.batch_sizes:
+        free, both = (causes.at(size, decay).exponent for decay in (causes.weight_decays[0], causes.weight_decays[-1]))
+        change = both - free
+        gains.append(change.mean())
+        errors.append(standard_error(change) if len(change) > 1 else 0.0)  # the full batch has no noise
+    gains, errors = np.array(gains), np.array(errors)
+    measured = numbers(gains)
+    if len(causes.at(causes.batch_sizes[0], causes.weight_decays[0]).exponent) < 2:
+        raise NotResolved("1 replica", "< 0", measured)
+    if (np.abs(gains) <= 2 * errors).any():
+        raise NotResolved("a batch size is within 2 s.e.", "< 0", measured, f"{errors.max():.3f}")
+    return Outcome("< 0", measured, f"{errors.max():.3f}", (gains < 0).all())
+
+
+@claim(
+    "check",
+    "With and without noise and decay the exponent is curvature + noise + decay; without noise the noise part goes.",
+    """In each case their sum is within a tenth of the largest part; the noise part of the full batch is under a
+    tenth of the noisiest; the decay part is -eta x decay within 1 %.""",
+    figure="beyond_causes",
+    each=all_causes,
+)
+def causes_split(causes: Causes):
+    off, decays = [], []
+    for row in causes.rows:
+        parts = np.array([row.curvature.mean(), row.noise.mean(), row.decay.mean()])
+        off.append(abs(parts.sum() - row.exponent.mean()) / np.abs(parts).max())
+        if row.weight_decay:
+            pull = 1000 * causes.learning_rate / (1 - causes.momentum) * row.weight_decay
+            decays.append(abs(row.decay.mean() / -pull - 1))
+    decay = causes.weight_decays[-1]
+    noisy, calm = (causes.at(causes.batch_sizes[place], decay).noise.mean() for place in (0, -1))
+    values = np.array([max(off), calm, noisy, max(decays)])
+    text = f"{max(off):.3f}; {calm:.3f} against {noisy:.3f}; {max(decays):.1%}"
+    holds = max(off) < 0.1 and abs(calm / noisy) < 0.1 and max(decays) < 0.01
+    return Outcome("< 0.1; < 0.1; < 1 %", Numbers(values, text), "", holds)

@@ -1,0 +1,265 @@
+"""Figures of subnetworks.py. Each draw function's docstring is the figure's caption."""
+
+import numpy as np
+
+from papers.beyond.readings import Causes, Exponents, Extraction, fit_slopes
+from papers.claim import standard_error
+from papers.plots import BLUE, RED, Figure, canvas, legend_below, legend_beside, legend_under, marker, shades, thousands
+
+# ======================================================================================
+# Extracted networks
+# ======================================================================================
+
+
+def draw_extraction(extraction: Extraction):
+    """Networks extracted from trained ones (narrow VGG-16), by learning rate and below it label noise, at several
+    redundancies: below it two neurons count as one. Share of parameters and of FLOPs kept; change of the test
+    accuracy by extraction, and after some steps of fine-tuning of both networks. Marker: mean over seeds, bar:
+    range."""
+    figure, axes = canvas(2, rows=2, height=2.7)
+    rows = extraction.networks
+    kinds = sorted({(one.label_noise > 0, one.learning_rate, one.label_noise) for one in rows})  # noisy ones last
+    limits = sorted({one.redundant for one in rows})
+    panels = {
+        "parameters": (axes[0, 0], "parameters kept"),
+        "flops": (axes[0, 1], "FLOPs kept"),
+        "accuracy": (axes[1, 0], "change of test accuracy"),
+        "tuned": (axes[1, 1], f"change, {extraction.settings['finetune']} steps later"),
+    }
+    for key, (panel, words) in panels.items():
+        for k, color in enumerate(shades(len(limits))):
+            chosen = [one for one in rows if one.redundant == limits[k]]
+            shift = 0.12 * (k - (len(limits) - 1) / 2)
+            draw_at_kinds(panel, chosen, kinds, key, shift, color, marker(k), f"{limits[k]:g}")
+        names = [f"{rate:g}" + f"\n{noise:g}" * (noise > 0) for _, rate, noise in kinds]
+        panel.set_xticks(range(len(kinds)), names)
+        panel.set_ylabel(words)
+        if key in ("accuracy", "tuned"):
+            panel.axhline(0, color="k", lw=0.8)
+            panel.set_xlabel("learning rate, below it label noise")
+    axes[0, 0].set_title("More noise, a smaller network inside")
+    axes[1, 0].set_title("At 0.1 hardly anything is lost")
+    axes[1, 1].set_title("Some steps make up for more")
+    legend_below(figure, [axes[0, 0]], 3, "redundant below")
+    return figure
+
+
+def draw_at_kinds(axes, rows, kinds, key, shift, color, shape, label) -> None:
+    places, means, below, above = [], [], [], []
+    for place, (_, rate, noise) in enumerate(kinds):
+        values = []
+        for one in rows:
+            if one.learning_rate == rate and one.label_noise == noise:
+                relative = key in ("parameters", "flops")
+                change = one.after[key] / one.before[key] if relative else one.after[key] - one.before[key]
+                values.append(change)
+        if values:
+            mean = np.mean(values)
+            places.append(place + shift)
+            means.append(mean)
+            below.append(mean - min(values))
+            above.append(max(values) - mean)
+    axes.errorbar(places, means, [below, above], color=color, marker=shape, ms=5, ls="none", capsize=2, label=label)
+
+
+# ======================================================================================
+# Exponents
+# ======================================================================================
+
+
+def draw_exponent(exponents: Exponents):
+    """Collapse exponents of pairs of neurons, measured early in training, against closed forms (known), the slopes
+    of log distances over the same steps and over the next (grey: number of pairs, darker is more), and against what
+    happens by the end of the run: who merges (areas under the curve with 95 % intervals), when, and what the
+    exponents are made of (boxes: quartiles, whiskers 5 to 95 % of pairs). `watching` carries the distance on at its
+    own measured slope."""
+    figure, axes = canvas(3, rows=2, height=2.9)
+    draw_known(axes[0, 0], exponents)
+    draw_slopes(axes[0, 1], exponents, "same", "Over the same steps:\nnear the set it is the slope")
+    draw_slopes(axes[0, 2], exponents, "next", "Over the next 1,000 steps:\nweakly")
+    draw_roc(axes[1, 0], exponents, "pairs")
+    draw_arrivals(axes[1, 1], exponents, "merged pairs")
+    draw_parts(axes[1, 2], exponents)
+    return figure
+
+
+def draw_known(axes, exponents: Exponents) -> None:
+    cases = {"quartic": "quartic well", "neuron": "single neuron", "pair": "two neurons, x 1,000"}
+    for k, (case, words) in enumerate(cases.items()):
+        rows = [one for one in exponents.known if one.case == case]
+        scale = 1000 if case == "pair" else 1
+        expected = [scale * one.expected for one in rows]
+        found = [scale * one.exponent for one in rows]
+        axes.plot(expected, found, marker(k), color=shades(3)[k], ms=6, label=words)
+    axes.axline((0, 0), slope=1, color="k", ls="--", lw=0.8)
+    axes.set(
+        xlabel="closed form, or measured slope", ylabel="collapse exponent", title="Where it is known,\nit is exact"
+    )
+    legend_under(axes)
+
+
+def draw_slopes(axes, exponents: Exponents, measured: str, title: str) -> None:
+    x = np.concatenate([run.predicted for run in exponents.runs])
+    y = np.concatenate([getattr(run, measured) for run in exponents.runs])
+    ends = np.quantile(np.concatenate([x, y]), [0.002, 0.998])
+    axes.hexbin(x, y, gridsize=36, cmap="Greys", mincnt=1, bins="log", extent=(*ends, *ends))
+    near = np.concatenate([run.now < 0.5 for run in exponents.runs])
+    axes.plot(x[near], y[near], ".", color=RED, ms=4, label="distance < 0.5")
+    axes.plot(ends, ends, "k--", lw=0.8)
+    lines = []
+    for low, high in ((0, 0.5), (0.5, 1), (1, 4)):
+        fit = fit_slopes(exponents.runs, measured, low, high)
+        if fit.count > 9:
+            lines.append(f"{low:g} to {high:g}: r = {fit.correlation:.2f}")
+    axes.set(xlim=ends, ylim=ends, xlabel="exponent per 1,000 steps", ylabel="slope of log distance", title=title)
+    legend_under(axes, "\n".join(lines))
+
+
+LINES = {  # of predictors: colour, line
+    "forecast": ("k", "-"),
+    "watching": (RED, "--"),
+    "exponent": ("#e9a03b", ":"),
+    "distance now": (BLUE, "-."),
+}
+
+
+def draw_roc(axes, exponents: Exponents, what: str) -> None:
+    """Who will have arrived: true against false positives, over the sets of all runs."""
+    arrived = np.concatenate([run.arrived for run in exponents.runs])
+    axes.plot([0, 1], [0, 1], color="0.6", lw=0.8, ls=":")
+    axes.set(
+        xlabel="false positives",
+        ylabel="true positives",
+        title=f"Who arrives: {arrived.sum()} of {len(arrived):,}\n{what}",
+    )
+    if not arrived.any() or arrived.all():
+        return
+    found = exponents.areas
+    for name, (color, line) in LINES.items():
+        score = np.concatenate([run.scores()[name] for run in exponents.runs])
+        order = np.argsort(-score, kind="stable")
+        hits = np.cumsum(arrived[order]) / arrived.sum()
+        misses = np.cumsum(~arrived[order]) / (~arrived).sum()
+        low, high = found.interval(name)
+        words = name if what == "pairs" else name.replace("distance", "size")
+        label = f"{words} {found.found[name]:.2f} ({low:.2f}, {high:.2f})"
+        axes.plot(np.r_[0, misses], np.r_[0, hits], color=color, ls=line, label=label)
+    legend_under(axes)
+
+
+def paper_layer(name: str) -> str:
+    """VGG-16's layers by the paper's names; others keep their own."""
+    places = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+    part, _, place = name.partition(".")
+    if part == "features" and place.isdigit() and int(place) in places:
+        return f"conv{places.index(int(place)) + 1}"
+    if part == "classifier" and place.isdigit():
+        return f"fc{14 + int(place) // 2}"
+    return name
+
+
+def draw_arrivals(axes, exponents: Exponents, words: str) -> None:
+    """How many have arrived in each group, along training: a line per seed."""
+    names = list(exponents.runs[0].groups)
+    if any(run.merged is None for run in exponents.runs):
+        axes.set_axis_off()
+        return
+    moving = [k for k in range(len(names)) if any(run.merged[:, k].any() for run in exponents.runs)]
+    for color, k in zip(shades(len(moving)), moving, strict=True):
+        for seed, run in enumerate(exponents.runs):
+            label = paper_layer(names[k]) if seed == 0 else None
+            axes.plot(
+                run.steps, run.merged[:, k], color=color, marker=marker(moving.index(k)), ms=3.5, lw=1, label=label
+            )
+    thousands(axes.xaxis)
+    axes.set(xlabel="step", ylabel=words, ylim=(0, None), title="When they arrive\n(a line per seed)")
+    if moving:
+        legend_under(axes, columns=3)
+
+
+def draw_parts(axes, exponents: Exponents) -> None:
+    """What the exponents are made of: distribution over sets."""
+    parts = dict(exponents.parts)
+    parts["sum"] = parts["curvature"] + parts["noise"] + parts["decay"]
+    names = ["curvature", "noise", "decay", "sum", "exponent"]
+    rows = [parts[name] for name in names]
+    boxes = axes.boxplot(rows, whis=(5, 95), showfliers=False, patch_artist=True, widths=0.6)
+    for box, shade in zip(boxes["boxes"], ("0.85", "0.85", "0.85", "0.6", "0.6"), strict=True):
+        box.set_facecolor(shade)
+    for line in boxes["medians"]:
+        line.set_color("k")
+    axes.axhline(0, color="k", lw=0.8)
+    axes.set_xticks(range(1, 6), names, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set(ylabel="per 1,000 steps", title="What moves them:\ndecay against noise")
+
+
+def draw_vanishing(exponents: Exponents):
+    """Which neurons vanish, told before the first has. Above left: vanished neurons of each layer, a line per seed.
+    Above right: exponent against size of every neuron early in training. Below left: who vanishes; `watching`
+    carries the size on at its own slope, measured over the same steps: it tells as much as the exponent. Below
+    right: what exponents are made of."""
+    figure, axes = canvas(2, rows=2, height=3.0)
+    first = exponents.runs[0]
+    draw_arrivals(axes[0, 0], exponents, "vanished neurons")
+    axes[0, 0].set_title(f"Label noise {first.label_noise:g}: who vanishes when")
+    legend = axes[0, 0].get_legend()
+    if legend:
+        legend_beside(axes[0, 0])
+    for gone, color, fill, words in ((False, "0.6", "none", "stays"), (True, RED, RED, "vanishes")):
+        sizes = np.concatenate([np.sqrt(run.now[run.free])[run.arrived == gone] for run in exponents.runs])
+        rates = np.concatenate([run.predicted[run.free][run.arrived == gone] for run in exponents.runs])
+        axes[0, 1].plot(
+            sizes, rates, "o", ms=3, color=color, mfc=fill, label=f"{words} ({len(sizes):,})", zorder=2 + gone
+        )
+    axes[0, 1].axhline(0, color="k", lw=0.8)
+    axes[0, 1].set(
+        xlabel=f"norm at step {exponents.early:,} / largest of the layer",
+        ylabel="""exponent per 1,000
+    steps""",
+    )
+    axes[0, 1].set_title("Those with the lowest exponents do")
+    axes[0, 1].legend(loc="lower right")
+    draw_roc(axes[1, 0], exponents, "neurons")
+    legend_beside(axes[1, 0])
+    draw_parts(axes[1, 1], exponents)
+    return figure
+
+
+def draw_causes(causes: Causes):
+    """Exponents of pairs with less and less noise, down to the full batch, without weight decay (left) and with it
+    (right); and what they are made of. Grey: 5 to 95 % of pairs; dots: mean over pairs, 2 standard errors of the
+    replicas of noise."""
+    figure, axes = canvas(len(causes.weight_decays), height=3.2, sharey=True)
+    marks = {"curvature": (-0.26, "v"), "noise": (-0.13, "^"), "decay": (0.13, "s")}
+    for panel, decay in zip(axes[0], causes.weight_decays, strict=True):
+        for place, size in enumerate(causes.batch_sizes):
+            row = causes.at(size, decay)
+            label = place == 0
+            low, high = np.percentile(row.by_pair, [5, 95])
+            panel.plot([place, place], [low, high], color="0.8", lw=7, solid_capstyle="butt", zorder=1)
+            parts = {name: getattr(row, name).mean() for name in marks}
+            for name, (shift, shape) in marks.items():
+                panel.plot(place + shift, parts[name], shape, color=BLUE, ms=6, label=name if label else None)
+            total = sum(parts.values())
+            panel.plot(place + 0.26, total, "x", color=RED, ms=7, mew=2, label="their sum" if label else None)
+            error = 2 * standard_error(row.exponent) if len(row.exponent) > 1 else 0
+            words = "exponent" if label else None
+            panel.errorbar(place, row.exponent.mean(), error, fmt="ko", ms=5, capsize=4, label=words, zorder=4)
+        names = [f"{size:,}" for size in causes.batch_sizes[:-1]] + [f"{causes.batch_sizes[-1]:,}\n(full: no noise)"]
+        panel.set_xticks(range(len(names)), names)
+        panel.axhline(0, color="k", lw=0.8)
+        panel.set_xlabel("batch size")
+        words = "The less noise, the higher" if decay == 0 else "and lower with decay"
+        panel.set_title(f"{words} (weight decay {decay:g})")
+        panel.set_xlim(-0.5, len(names) - 0.5)
+    axes[0, 0].set_ylabel("per 1,000 steps")
+    legend_below(figure, [axes[0, 0]], 5)
+    return figure
+
+
+FIGURES = {
+    "beyond_extraction": Figure(draw_extraction, needs=("beyond_extract",)),
+    "beyond_exponent": Figure(draw_exponent, needs=("beyond_exponent",)),
+    "beyond_vanishing": Figure(draw_vanishing, needs=("beyond_vanishing",)),
+    "beyond_causes": Figure(draw_causes, needs=("beyond_causes",)),
+}

@@ -1,0 +1,456 @@
+"""Results of subnetworks.py as named arrays: the only place that knows their keys."""
+
+import dataclasses
+import functools
+import re
+
+import numpy as np
+
+from papers.result import Result
+
+# ======================================================================================
+# Extracted networks
+# ======================================================================================
+
+
+@dataclasses.dataclass(frozen=True)
+class Planted:
+    """A network with planted collapse, and what extraction made of it."""
+
+    name: str
+    planted: int  # neurons that collapse by construction
+    removed: int
+    change: float  # largest change of an output, relative to the largest output
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Extracted:
+    """A trained network before and after extraction at one redundancy."""
+
+    learning_rate: float
+    label_noise: float
+    seed: int
+    steps: int
+    redundant: float
+    before: dict  # "parameters", "flops", "accuracy", "tuned" (accuracy after some more steps)
+    after: dict
+    random_accuracy: float | None  # with as many random neurons removed
+
+    @property
+    def kept(self) -> float:
+        return self.after["parameters"] / self.before["parameters"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Extraction:
+    settings: dict
+    planted: list  # of Planted
+    networks: list  # of Extracted
+
+
+MEASURES = ("parameters", "flops", "accuracy", "tuned")
+
+
+def read_planted(record: Result) -> Planted:
+    return Planted(
+        name=record.text("name"),
+        planted=int(record.number("planted")),
+        removed=int(record.number("removed")),
+        change=record.number("change") / record.number("scale"),
+        seconds=record.number("seconds"),
+    )
+
+
+def read_extracted(record: Result) -> Extracted:
+    before, after = record.record("before"), record.record("after")
+    random_accuracy = None
+    if record.has("random"):
+        random_accuracy = record.record("random").number("accuracy")
+    return Extracted(
+        learning_rate=record.number("learning_rate"),
+        label_noise=record.number("label_noise"),
+        seed=int(record.number("seed")),
+        steps=int(record.number("steps")),
+        redundant=record.number("redundant"),
+        before={name: float(before.number(name)) for name in MEASURES},
+        after={name: float(after.number(name)) for name in MEASURES},
+        random_accuracy=random_accuracy,
+    )
+
+
+def read_extraction(result: Result) -> Extraction:
+    settings = result.record("settings")
+    for key in ("finetune", "learning_rate"):
+        settings.number(key)
+    return Extraction(
+        settings=settings.content,
+        planted=[read_planted(record) for record in result.records("planted")],
+        networks=[read_extracted(record) for record in result.records("networks", least=1)],
+    )
+
+
+# ======================================================================================
+# Exponents and forecasts
+# ======================================================================================
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """Sets of neurons (pairs, or single ones) of one run: N of them, in G groups; C checkpoints.
+
+    Slopes and exponents are of the log of the distance (or size), per 1,000 steps.
+    """
+
+    label_noise: float
+    groups: dict  # name -> number of its sets
+    index: np.ndarray  # [N, 1 or 2] neurons of each set
+    threshold: float  # of a squared normalised distance: below it a set has arrived
+    steps: np.ndarray  # [C]
+    merged: np.ndarray | None  # [C, G] how many have arrived, of all sets of a group
+    now: np.ndarray  # [N] distance at the first checkpoint
+    end: np.ndarray  # [N] at the last
+    predicted: np.ndarray  # [N] exponents over the window that starts there
+    same: np.ndarray  # [N] measured slopes over that window
+    next: np.ndarray | None  # [N] measured slopes over the window after it
+
+    @property
+    def free(self) -> np.ndarray:
+        """[N] not there yet at the first checkpoint."""
+        return self.now >= self.threshold
+
+    @property
+    def arrived(self) -> np.ndarray:
+        """[free sets] there at the last."""
+        return self.end[self.free] < self.threshold
+
+    def scores(self) -> dict:
+        """{predictor: [free sets]}: the higher, the sooner a set should arrive.
+
+        `watching` is what needs no exponent: the log distance, carried on at its own slope over the same window.
+        """
+        left = (self.steps[-1] - self.steps[0]) / 1000
+        size = np.log(self.now[self.free]) / 2
+        predicted, slope = self.predicted[self.free], self.same[self.free]
+        return {
+            "distance now": -size,
+            "exponent": -predicted,
+            "measured slope": -slope,
+            "forecast": -size - predicted * left,
+            "watching": -size - slope * left,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """Exponents where a closed form, or a slope on the same noise, is known."""
+
+    case: str  # "quartic", "neuron", "pair"
+    level: float
+    exponent: float
+    expected: float
+    learning_rate: float | None  # of a pair
+    rate: float | None  # of a pair: mean over seeds of the slopes
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Processor seconds of a step."""
+
+    gradient: float
+    exponent: float
+    pairs: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Exponents:
+    """A result of `exponent` or `vanishing`."""
+
+    settings: dict
+    early: int  # step at which it was measured
+    window: int
+    runs: list  # of Forecast
+    parts: dict  # "exponent", "curvature", "noise", "decay" -> [N] of the first run
+    known: list  # of Known
+    cost: Cost | None
+
+    @functools.cached_property
+    def areas(self) -> "Areas":
+        """Of all predictors over all runs; the bootstrap takes seconds, and several claims and a figure ask for it."""
+        return areas(self.runs)
+
+
+def read_forecast(record: Result) -> Forecast:
+    groups = record.record("groups")
+    counts = {name: int(groups.number(name)) for name in groups.content}
+    distances = record.array("distance", 2, "sets")
+    index = np.array(record.value("index", list), dtype=float).reshape(len(distances[0]), -1)
+    settings = record.record("settings") if record.has("settings") else None
+    if sum(counts.values()) != distances.shape[1]:
+        raise record.refuse(f"{record.place('groups')} count {sum(counts.values())} sets, not {distances.shape[1]}")
+    noise = settings.number("label_noise") if settings and settings.has("label_noise") else 0.0
+    return Forecast(
+        label_noise=noise,
+        groups=counts,
+        index=index,
+        threshold=record.number("threshold") if record.has("threshold") else 0.1,
+        steps=record.array("steps", "checkpoints"),
+        merged=record.optional_array("merged", "checkpoints", len(counts)),
+        now=distances[0],
+        end=distances[1],
+        predicted=record.array("predicted", "sets"),
+        same=record.array("same", "sets"),
+        next=record.optional_array("next", "sets"),
+    )
+
+
+def read_known(record: Result) -> Known:
+    return Known(
+        case=record.text("case"),
+        level=record.number("level"),
+        exponent=float(np.ravel(record.value("exponent", (list, int, float)))[0]),
+        expected=float(np.ravel(record.value("expected", (list, int, float)))[0]),
+        learning_rate=record.number("learning_rate") if record.has("learning_rate") else None,
+        rate=float(np.ravel(record.value("rate", (list, int, float)))[0]) if record.has("rate") else None,
+    )
+
+
+def read_exponents(result: Result) -> Exponents:
+    settings = result.record("settings")
+    parts = result.record("parts")
+    cost = None
+    if result.has("cost"):
+        record = result.record("cost")
+        cost = Cost(record.number("gradient"), record.number("exponent"), int(record.number("pairs")))
+    return Exponents(
+        settings=settings.content,
+        early=int(settings.number("early")),
+        window=int(settings.number("window")),
+        runs=[read_forecast(record) for record in result.records("runs", least=1)],
+        parts={name: parts.array(name, "sets") for name in ("exponent", "curvature", "noise", "decay")},
+        known=[read_known(record) for record in result.records("closed")] if result.has("closed") else [],
+        cost=cost,
+    )
+
+
+# ======================================================================================
+# Causes
+# ======================================================================================
+
+
+@dataclasses.dataclass(frozen=True)
+class Cause:
+    """Exponents at one batch size and weight decay: R replicas of noise, N pairs; per 1,000 steps."""
+
+    batch_size: int
+    weight_decay: float
+    exponent: np.ndarray  # [R] mean over pairs
+    curvature: np.ndarray
+    noise: np.ndarray
+    decay: np.ndarray
+    by_pair: np.ndarray  # [N] mean over replicas
+
+
+@dataclasses.dataclass(frozen=True)
+class Causes:
+    settings: dict
+    steps: int
+    early: int
+    learning_rate: float
+    momentum: float
+    rows: list  # of Cause
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """In rising order; the last is the whole training set, which has no noise."""
+        return sorted({row.batch_size for row in self.rows})
+
+    @property
+    def weight_decays(self) -> list[float]:
+        return sorted({row.weight_decay for row in self.rows})
+
+    def at(self, batch_size: int, weight_decay: float) -> Cause:
+        for row in self.rows:
+            if row.batch_size == batch_size and row.weight_decay == weight_decay:
+                return row
+        raise LookupError(f"no row of batch size {batch_size} and weight decay {weight_decay}")
+
+
+def read_causes(result: Result) -> Causes:
+    settings = result.record("settings")
+    run = result.record("run")
+    rows = []
+    for record in result.records("rows", least=2):
+        rows.append(
+            Cause(
+                batch_size=int(record.number("batch_size")),
+                weight_decay=record.number("weight_decay"),
+                exponent=record.array("exponent", "replicas"),
+                curvature=record.array("curvature", "replicas"),
+                noise=record.array("noise", "replicas"),
+                decay=record.array("decay", "replicas"),
+                by_pair=record.array("by_pair", "pairs"),
+            )
+        )
+    causes = Causes(
+        settings=settings.content,
+        steps=int(settings.number("steps")),
+        early=int(settings.number("early")),
+        learning_rate=run.number("learning_rate"),
+        momentum=run.number("momentum"),
+        rows=rows,
+    )
+    if len(rows) != len(causes.batch_sizes) * len(causes.weight_decays):
+        raise result.refuse("rows lack a batch size with one of the weight decays")
+    return causes
+
+
+# ======================================================================================
+# Where prediction might have an edge: short windows, and changes that haven't happened yet
+# ======================================================================================
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """Forecasts from shorter and shorter windows: {window: list of Forecast}."""
+
+    windows: dict
+
+
+def read_windows(result: Result) -> Windows:
+    found = {}
+    for row in result.records("rows", least=1):
+        found[int(row.number("window"))] = [read_forecast(record) for record in row.records("runs", least=1)]
+    return Windows(dict(sorted(found.items())))
+
+
+@dataclasses.dataclass(frozen=True)
+class Switch:
+    """A setting is changed: exponents at the new one, before it happens, against what then happens; N neurons."""
+
+    changed: str
+    value: float
+    seed: int
+    predicted: np.ndarray  # [N]
+    before: np.ndarray  # [N] measured slopes before the switch
+    after: np.ndarray  # [N] of the run that is switched
+
+
+def read_switches(result: Result) -> list[Switch]:
+    found = []
+    for row in result.records("rows", least=1):
+        found.append(
+            Switch(
+                changed=row.text("changed"),
+                value=row.number("value"),
+                seed=int(row.number("seed")),
+                predicted=row.array("predicted", "neurons"),
+                before=row.array("before", "neurons"),
+                after=row.array("after", "neurons"),
+            )
+        )
+    return found
+
+
+READERS = {
+    "beyond_extract": read_extraction,
+    "beyond_windows": read_windows,
+    "beyond_switch": read_switches,
+}
+BY_PATTERN = {
+    r"beyond_exponent(_\w+)?": read_exponents,
+    r"beyond_vanishing(_\w+)?": read_exponents,
+    r"beyond_causes(_\w+)?": read_causes,
+}
+
+
+def reader(name: str):
+    """The function that reads a result of this name, or None if it is none of these."""
+    if name in READERS:
+        return READERS[name]
+    for pattern, function in BY_PATTERN.items():
+        if re.fullmatch(pattern, name):
+            return function
+    return None
+
+
+# ======================================================================================
+# What figures and claims both ask of forecasts
+# ======================================================================================
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """Exponents against measured slopes of the sets of all runs within some distances."""
+
+    count: int
+    correlation: float
+    slope: float  # of measured on predicted, through the origin
+
+
+def fit_slopes(runs: list[Forecast], measured: str, low: float = 0.0, high: float = np.inf) -> Fit:
+    """`measured`: "same" or "next". Distances from `low` to below `high`."""
+    predicted, slopes = [], []
+    for run in runs:
+        inside = (run.now >= low) & (run.now < high)
+        predicted.append(run.predicted[inside])
+        slopes.append(getattr(run, measured)[inside])
+    x, y = np.concatenate(predicted), np.concatenate(slopes)
+    if len(x) < 2:
+        return Fit(len(x), np.nan, np.nan)
+    return Fit(len(x), float(np.corrcoef(x, y)[0, 1]), float((x @ y) / (x @ x)))
+
+
+def area(score: np.ndarray, arrived: np.ndarray, weights: np.ndarray) -> float:
+    """Area under the ROC curve of weighted examples; ties count half."""
+    values, places = np.unique(score, return_inverse=True)
+    good = np.bincount(places, weights * arrived, len(values))
+    bad = np.bincount(places, weights * ~arrived, len(values))
+    below = np.cumsum(bad) - bad / 2
+    total = good.sum() * bad.sum()
+    return (good @ below) / total if total else np.nan
+
+
+@dataclasses.dataclass(frozen=True)
+class Areas:
+    """Areas under ROC curves, pooled over runs: of the data, and of each bootstrap sample."""
+
+    found: dict  # predictor -> area
+    samples: dict  # predictor -> [samples]
+
+    def interval(self, predictor: str) -> tuple[float, float]:
+        """2.5 and 97.5 %."""
+        low, high = np.nanquantile(self.samples[predictor], [0.025, 0.975])
+        return float(low), float(high)
+
+    def difference(self, first: str, second: str) -> tuple[float, float, float]:
+        """First less second, and its 2.5 and 97.5 %: both areas come from the same bootstrap samples."""
+        low, high = np.nanquantile(self.samples[first] - self.samples[second], [0.025, 0.975])
+        return self.found[first] - self.found[second], float(low), float(high)
+
+
+def neurons_of(run: Forecast) -> tuple[np.ndarray, int]:
+    """Each free set's neurons as places [free sets, 1 or 2] in a list of all neurons, and the length of that list."""
+    group = np.repeat(np.arange(len(run.groups)), list(run.groups.values()))
+    unique_index = run.index + 100_000 * group[:, None]
+    names, places = np.unique(unique_index[run.free], return_inverse=True)
+    return places.reshape(-1, run.index.shape[1]), len(names)
+
+
+def areas(runs: list[Forecast], samples: int = 1000) -> Areas:
+    """The bootstrap draws neurons with replacement; a pair weighs the product of how often its neurons were drawn."""
+    draw = np.random.default_rng(0)
+    arrived = np.concatenate([run.arrived for run in runs])
+    parts = [neurons_of(run) for run in runs]
+    names = list(runs[0].scores())
+    scores = {name: np.concatenate([run.scores()[name] for run in runs]) for name in names}
+    found = {name: area(scores[name], arrived, np.ones(len(arrived))) for name in names}
+    rows = {name: [] for name in names}
+    for _ in range(samples):
+        weights = []
+        for places, count in parts:
+            times = np.bincount(draw.integers(count, size=count), minlength=count)
+            weights.append(times[places].prod(axis=1))
+        for name in names:
+            rows[name].append(area(scores[name], arrived, np.concatenate(weights)))
+    return Areas(found, {name: np.array(row) for name, row in rows.items()})

@@ -1,0 +1,1 @@
+"""*Chaotic Dynamics*: how its results are read, drawn and judged."""

@@ -1,0 +1,289 @@
+"""A claim is one line of a paper made testable: a function that is told results and answers what was measured.
+
+    @claim("published", needs="quartic", what="The published curves cross one half at these noise levels.",
+           criterion="Ours differ by less than 3 s.e. each.")
+    def quartic_published(quartic):
+        ...
+        return Outcome(expected, measured, error, holds)
+
+`needs` names results; the function gets their readings (papers/<paper>/readings.py), never the files. Kinds:
+
+    published   held against a number that the paper shows
+    paper       a statement of the paper
+    ours        a statement that no paper makes
+    check       an identity of the mathematics, or a cost: it tells that the code is right, and is no finding
+
+Verdicts: True, False; "not resolved", raised on purpose as NotResolved(reason), or because an expected or a measured
+number is NaN; "not run", where results or parts of them aren't there yet; "quick", from small settings. An exception
+of the code is never a verdict: it is raised again, naming the claim.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from papers.result import ResultError, command_of
+
+KINDS = ("published", "paper", "ours", "check")
+VERDICTS = {  # as in claims.json -> in tallies
+    True: "hold",
+    False: "fail",
+    "not resolved": "not resolved",
+    "not run": "not run",
+    "quick": "quick",
+}
+
+
+class Numbers(NamedTuple):
+    """Numbers, and how a table shows them. Verdicts look at the numbers, never at the text."""
+
+    values: np.ndarray
+    text: str
+
+    @property
+    def known(self) -> bool:
+        return bool(np.isfinite(self.values).all())
+
+
+class Outcome(NamedTuple):
+    """What a claim's function returns. A plain text as `expected` is an order or a bound ("falling", "< 0.05")."""
+
+    expected: Numbers | str
+    measured: Numbers
+    error: str
+    holds: bool
+
+
+class NotResolved(Exception):
+    """These results don't decide the claim, and why; what was measured may be shown all the same."""
+
+    def __init__(self, reason: str, expected: Numbers | str = "", measured: Numbers | None = None, error: str = ""):
+        super().__init__(reason)
+        self.reason = reason
+        self.expected = expected
+        self.measured = measured
+        self.error = error
+
+
+class NotRun(Exception):
+    """The results lack a measurement that this claim needs; `command` makes it."""
+
+    def __init__(self, missing: str, command: str = ""):
+        super().__init__(missing)
+        self.reason = missing
+        self.command = command
+
+
+class ClaimError(RuntimeError):
+    """A claim's own code failed; the cause is the exception it raised."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A claim as the table knows it; `function` takes the readings of `needs`, in this order.
+
+    `each` makes a claim about many results of one form: it takes the names of all results there are and returns a
+    list of tuples of names, each judged by itself. With it `needs` is empty.
+    """
+
+    name: str
+    kind: str
+    figure: str
+    needs: tuple[str, ...]
+    what: str
+    criterion: str
+    changed: str
+    function: Callable
+    each: Callable[[list[str]], list[tuple[str, ...]]] | None = None
+
+
+class Claims(list):
+    """The claims of one paper, in the order of their definition; calling it gives the decorator."""
+
+    def __init__(self, paper: str):
+        super().__init__()
+        self.paper = paper
+
+    def __call__(self, kind, what, criterion, *, figure, needs=(), each=None, changed=""):
+        """The decorator. `changed` says that, and why, a criterion was changed after a result had been seen."""
+        if kind not in KINDS:
+            raise ValueError(f"no kind of claim {kind!r}: choose from {', '.join(KINDS)}")
+        names = (needs,) if isinstance(needs, str) else tuple(needs)
+
+        def register(function: Callable) -> Callable:
+            takes = list(inspect.signature(function).parameters)
+            if each is None and len(takes) != len(names):
+                raise ValueError(f"{function.__name__} takes {takes}, but needs {names}")
+            name = function.__name__.replace("_", "-")
+            words = (" ".join(text.split()) for text in (what, criterion, changed))
+            self.append(Claim(name, kind, figure, names, *words, function, each))
+            return function
+
+        return register
+
+
+# ======================================================================================
+# From results to verdicts
+# ======================================================================================
+
+
+def judge(papers: Sequence[Claims], readings: dict, quick: bool = False, figures: Sequence[str] | None = None) -> list:
+    """The table: a dictionary per claim. `readings`: name of a result -> what was read from it.
+
+    figures: only the claims that belong to these figures. quick: the results are small versions, which decide
+    nothing.
+    """
+    table = []
+    for claims in papers:
+        for one in claims:
+            if figures is not None and one.figure not in figures:
+                continue
+            cases = [one.needs] if one.each is None else one.each(sorted(readings))
+            for needs in cases:
+                row = describe(one, claims.paper, needs)
+                table.append(row | verdict_of(one, needs, readings, quick))
+    return table
+
+
+def describe(one: Claim, paper: str, needs: tuple[str, ...]) -> dict:
+    """The part of a row that doesn't depend on results."""
+    about = f" {needs[0]}" if one.each else ""
+    return {
+        "id": f"{one.name}{about.replace(' ', ':')}",
+        "kind": one.kind,
+        "paper": paper,
+        "figure": one.figure,
+        "needs": list(needs),
+        "says": one.what + (f" [{about.strip()}]" if about else ""),
+        "criterion": one.criterion,
+        "changed": one.changed,
+    }
+
+
+def verdict_of(one: Claim, needs: tuple[str, ...], readings: dict, quick: bool) -> dict:
+    """The part of a row that does: expected, measured, error, holds, reason, command."""
+    missing = [name for name in needs if name not in readings]
+    if missing:
+        commands = ", ".join(command_of(name) for name in missing)
+        return as_row("", None, "", "not run", f"no result {', '.join(missing)}", commands)
+    try:
+        outcome = one.function(*(readings[name] for name in needs))
+    except NotResolved as open_:
+        verdict = as_row(open_.expected, open_.measured, open_.error, "not resolved", open_.reason)
+    except NotRun as waiting:
+        verdict = as_row("", None, "", "not run", waiting.reason, waiting.command or command_of(needs[0]))
+    except ResultError:
+        raise
+    except Exception as error:
+        raise ClaimError(f"the claim {one.name} ({one.function.__module__}) failed in its own code") from error
+    else:
+        verdict = weigh(outcome)
+    if quick and verdict["holds"] != "not run":
+        verdict["holds"] = "quick"
+    return verdict
+
+
+def weigh(outcome: Outcome) -> dict:
+    """A verdict from what a claim returned; NaN on either side decides nothing."""
+    expected, measured, error, holds = outcome
+    sides = {"expected": expected, "measured": measured}
+    for side, numbers in sides.items():
+        if isinstance(numbers, Numbers) and not numbers.known:
+            why = f"{side}: a number is NaN (diverged, or never there)"
+            return as_row(expected, measured, error, "not resolved", why)
+    return as_row(expected, measured, error, bool(holds))
+
+
+def as_row(expected, measured, error, holds, reason="", command="") -> dict:
+    return {
+        "expected": expected.text if isinstance(expected, Numbers) else expected,
+        "measured": "" if measured is None else measured.text,
+        "error": error,
+        "holds": holds,
+        "reason": reason,
+        "command": command,
+    }
+
+
+# ======================================================================================
+# What claims share
+# ======================================================================================
+
+
+def numbers(values, form: str = ".3f", text: str | None = None) -> Numbers:
+    """Numbers, each shown by the same format; or shown as `text`."""
+    values = np.atleast_1d(np.asarray(values, dtype=float))
+    shown = ", ".join(format(value, form) for value in values)
+    return Numbers(values, shown if text is None else text)
+
+
+def need_settings(settings: dict, **published) -> None:
+    """Raises NotResolved unless a result has the settings of the published numbers that it is held against."""
+    for name, value in published.items():
+        if settings.get(name) != value:
+            raise NotResolved(f"published with {name} = {value}, not {settings.get(name)}")
+
+
+def need_measurement(value, what: str, command: str = "") -> None:
+    """Raises NotRun where a result is older than the measurement `value`, which is then None."""
+    if value is None:
+        raise NotRun(f"the result has no {what} yet", command)
+
+
+def standard_error(values, axis: int = -1):
+    """Of the mean over seeds, which lie along `axis`; NaN of a single one."""
+    values = np.asarray(values, dtype=float)
+    count = values.shape[axis]
+    if count < 2:
+        return np.full(np.delete(values.shape, axis), np.nan)[()]
+    return np.std(values, axis=axis, ddof=1) / np.sqrt(count)
+
+
+def decide(gain: float, error: float, expected, measured: Numbers, note: str, factor: float = 2.0) -> Outcome:
+    """True or False by the sign of a gain that is known to `factor` standard errors; else raises NotResolved."""
+    known = np.isfinite(gain) and np.isfinite(error) and abs(gain) > factor * error
+    if not known:
+        raise NotResolved(f"the difference is within {factor:g} s.e.", expected, measured, note)
+    return Outcome(expected, measured, note, bool(gain > 0))
+
+
+def falling(rows: Sequence[np.ndarray], measured: Numbers, seeds_word: str = "seeds") -> Outcome:
+    """Does a number fall along `rows` [several][seeds], over all of them?
+
+    Seed by seed the slope of a straight line through the rows (their order is the axis) is negative, and no row
+    lies above the one before it, each by over 2 s.e. of the differences between rows, seed by seed. Raises
+    NotResolved with a single row or fewer than two seeds.
+    """
+    shared = min((len(row) for row in rows), default=0)
+    if len(rows) < 2 or shared < 2:
+        few = "one value" if len(rows) < 2 else f"{shared} {'seed' if shared == 1 else seeds_word}"
+        raise NotResolved(few, "falling", measured, few)
+    table = np.array([np.asarray(row, dtype=float)[:shared] for row in rows])
+    place = np.arange(len(table)) - (len(table) - 1) / 2
+    slopes = place @ table / (place @ place)  # a straight line for each seed
+    rises = np.diff(table, axis=0)
+    rise_errors = standard_error(rises)
+    slope_error = float(standard_error(slopes))
+    note = f"slope {slopes.mean():.3g}, s.e. {slope_error:.1g}, {shared} {seeds_word}"
+    if (rises.mean(1) > 2 * np.maximum(rise_errors, 1e-12)).any():
+        return Outcome("falling", measured, note, False)
+    return decide(-slopes.mean(), slope_error, "falling", measured, note)
+
+
+def chi_square_limit(count: int, deviations: float = 2.33) -> float:
+    """What a sum of `count` squared standard normals exceeds with 1 % (2.33 s.d.): Wilson and Hilferty 1931."""
+    share = 2 / (9 * count)
+    return count * (1 - share + deviations * np.sqrt(share)) ** 3
+
+
+def inner_range(values, low: float = 0.05, high: float = 0.95) -> tuple[float, float]:
+    """Where the middle nine tenths of the seeds lie: unlike least and largest, it doesn't grow with their number."""
+    values = np.asarray(values, dtype=float)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return np.nan, np.nan
+    lower, upper = np.quantile(values, [low, high])
+    return float(lower), float(upper)

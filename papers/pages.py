@@ -1,0 +1,250 @@
+"""What is written about the claims: the pages in docs/, and the last lines on the terminal."""
+
+import json
+import os
+import tempfile
+import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from papers.claim import KINDS, VERDICTS
+from papers.plots import Figure
+
+LINES = 40  # of the ending on the terminal
+COLUMNS = 100
+KIND_WORDS = {
+    "published": "held against a number that the paper shows",
+    "paper": "a statement of the paper",
+    "ours": "a statement that no paper makes",
+    "check": "an identity or a cost: that the code is right, no finding",
+}
+
+
+class Origin(NamedTuple):
+    """Where a result comes from: its own command, and the seconds it took."""
+
+    command: str
+    seconds: float | None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Whoever reads the file sees the old one or the new one; processes that write it at once don't meet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+# ======================================================================================
+# Counting
+# ======================================================================================
+
+
+def count(table: list[dict], kind: str, verdict) -> int:
+    """True and 1 are the same key in Python, and so are False and 0: verdicts are compared as they are in JSON."""
+    wanted = json.dumps(verdict)
+    return sum(1 for row in table if row["kind"] == kind and json.dumps(row["holds"]) == wanted)
+
+
+def shown_verdicts(table: list[dict]) -> list:
+    quick = any(row["holds"] == "quick" for row in table)
+    return [verdict for verdict in VERDICTS if verdict != "quick" or quick]
+
+
+def tally(table: list[dict]) -> str:
+    """How many claims of each kind hold, fail, ..., as Markdown."""
+    shown = shown_verdicts(table)
+    lines = [f"| kind | {' | '.join(VERDICTS[verdict] for verdict in shown)} |", "|---" * (1 + len(shown)) + "|"]
+    for kind in KINDS:
+        counts = [str(count(table, kind, verdict)) for verdict in shown]
+        lines.append(f"| {kind}: {KIND_WORDS[kind]} | {' | '.join(counts)} |")
+    return "\n".join(lines) + "\n"
+
+
+# ======================================================================================
+# Pages
+# ======================================================================================
+
+
+def claims_page(table: list[dict], seeds: dict) -> str:
+    """docs/claims.md. seeds: {name of a folder of other seeds: its table}."""
+    failing = sum(count(table, kind, False) for kind in KINDS)
+    parts = [
+        "# Claims\n",
+        "Written by `python figures.py` from results/*.json; not edited by hand. A claim is one line of a paper made",
+        "testable; its criterion stands in italics. Verdicts: yes, **no**, not resolved (with the reason), not run",
+        f"(with the command that would). {failing} fail: they are listed first.\n",
+        tally(table),
+    ]
+    failed = [row for row in table if row["holds"] is False]
+    if failed:
+        parts += ["## What fails\n", *table_lines(failed)]
+    for paper in dict.fromkeys(row["paper"] for row in table):
+        parts += [f"## {paper}\n", *table_lines([row for row in table if row["paper"] == paper])]
+    parts += seeds_section(table, seeds)
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def table_lines(rows: list[dict]) -> list[str]:
+    lines = ["| figure | kind | claim; *our criterion* | expected | measured | error | holds |", "|---" * 7 + "|"]
+    return [*lines, *(table_row(row) for row in rows), ""]
+
+
+def table_row(row: dict) -> str:
+    says = f"{row['says']} *{row['criterion']}*"
+    if row["changed"]:
+        says += f" **Criterion changed after a result was seen:** {row['changed']}"
+    holds = {True: "yes", False: "**no**"}.get(row["holds"], row["holds"])
+    if row["reason"]:
+        holds += f": {row['reason']}"
+    if row["command"]:
+        holds += f" (`{row['command']}`)"
+    return as_cells([row["figure"], row["kind"], says, row["expected"], row["measured"], row["error"], holds])
+
+
+def as_cells(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def seeds_section(table: list[dict], seeds: dict) -> list[str]:
+    """Which verdicts differ with other seeds, of the claims that were judged there."""
+    if not seeds:
+        return []
+    verdicts = {row["id"]: row["holds"] for row in table}
+    others = {
+        name: {row["id"]: row["holds"] for row in rows if row["holds"] != "not run"} for name, rows in seeds.items()
+    }
+    judged = [name for name in verdicts if any(name in rows for rows in others.values())]
+    differing = []
+    for name in judged:
+        row = [verdicts[name], *(rows.get(name, "not run") for rows in others.values())]
+        if len({json.dumps(verdict) for verdict in row if verdict != "not run"}) > 1:
+            differing.append(as_cells([name, *(verdict_word(verdict) for verdict in row)]))
+    lines = [
+        "## With other seeds\n",
+        f"{len(judged)} claims were judged with {', '.join(others)} as well; {len(differing)} verdicts differ.\n",
+        as_cells(["claim", "seed 0", *others]),
+        "|---" * (2 + len(others)) + "|",
+    ]
+    return [*lines, *differing, ""]
+
+
+def verdict_word(verdict) -> str:
+    return {True: "yes", False: "**no**"}.get(verdict, verdict)
+
+
+def published_page(table: list[dict], origins: dict) -> str:
+    """docs/published.md: what users ask for first: each published number, ours, the command, its seconds."""
+    parts = [
+        "# Published numbers and ours\n",
+        "Written by `python figures.py`; not edited by hand. Spread and number of seeds stand beside our numbers; the",
+        "seconds are those of the whole command, on the machine that the result names.\n",
+    ]
+    rows = [row for row in table if row["kind"] == "published"]
+    for paper in dict.fromkeys(row["paper"] for row in rows):
+        parts += [
+            f"## {paper}\n",
+            "| what | published | ours | spread, n | holds | command | seconds |",
+            "|---" * 7 + "|",
+        ]
+        for row in rows:
+            if row["paper"] == paper:
+                parts.append(published_row(row, origins))
+        parts.append("")
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def published_row(row: dict, origins: dict) -> str:
+    known = [origins[name] for name in row["needs"] if name in origins]
+    commands = ", ".join(f"`{origin.command}`" for origin in known) or f"`{row['command']}`"
+    seconds = ", ".join(f"{origin.seconds:,.0f}" for origin in known if origin.seconds is not None)
+    holds = verdict_word(row["holds"])
+    if row["reason"]:
+        holds += f": {row['reason']}"
+    return as_cells([row["says"], row["expected"], row["measured"], row["error"], holds, commands, seconds])
+
+
+def figures_page(figures: dict[str, Figure], origins: dict, folder: str = "../figures") -> str:
+    """docs/figures.md: every figure that was drawn, its caption, and the commands behind it."""
+    parts = [
+        "# Figures\n",
+        "Written by `python figures.py`; not edited by hand. Each is drawn from results/*.json alone.\n",
+    ]
+    for name, figure in figures.items():
+        caption = " ".join((figure.draw.__doc__ or "").split())
+        results = [*figure.needs]
+        if figure.matching is not None:
+            results += [result for result in origins if figure.matching(result)]
+        commands = [f"`{origins[result].command}`" for result in results if result in origins]
+        parts += [f"## {name}\n", f"![{name}]({folder}/{name}.png)\n", f"{caption}\n", f"From {', '.join(commands)}.\n"]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+# ======================================================================================
+# The terminal
+# ======================================================================================
+
+
+def cut(line: str, columns: int = COLUMNS) -> str:
+    return line if len(line) <= columns else f"{line[: columns - 3]}..."
+
+
+def wrapped(words: str, most: int) -> list[str]:
+    """Lines of a list of words, at most so many; the last one says that it was cut."""
+    lines = textwrap.wrap(words, COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    if len(lines) <= most:
+        return lines
+    kept = lines[:most]
+    kept[-1] = cut(kept[-1], COLUMNS - 4) + " ..."
+    return kept
+
+
+def ending(table: list[dict], drawn: list[str], folder: Path, missing: dict, page: Path, seconds: float) -> list[str]:
+    """The last lines: what was drawn, what is missing, the tally, what fails or waits, and where the whole table is.
+
+    missing: {command: the figures that lack its results}. At most `LINES` lines of `COLUMNS` columns.
+    """
+    lines = wrapped(f"{len(drawn)} figures in {folder}: {', '.join(drawn)}", 4)
+    for command, figures in list(missing.items())[:6]:
+        lines.append(cut(f"missing: {command}"))
+        lines += wrapped(f"  for {', '.join(figures)}", 1)
+    lines += terminal_tally(table)
+    closing = [cut(f"the whole table: {page} ({seconds:.0f} s)")]
+    room = LINES - len(lines) - len(closing)
+    return lines + failing_and_waiting(table, room) + closing
+
+
+def terminal_tally(table: list[dict]) -> list[str]:
+    shown = shown_verdicts(table)
+    lines = ["claims".ljust(12) + "".join(VERDICTS[verdict].rjust(14) for verdict in shown)]
+    for kind in KINDS:
+        counts = [str(count(table, kind, verdict)).rjust(14) for verdict in shown]
+        lines.append(f"  {kind}".ljust(12) + "".join(counts))
+    return lines
+
+
+def failing_and_waiting(table: list[dict], room: int) -> list[str]:
+    """A line for each claim that fails, and those that wait by their reasons, in so many lines."""
+    waiting = []
+    for verdict in ("not resolved", "not run"):
+        rows = [row for row in table if row["holds"] == verdict]
+        if rows:
+            words = ", ".join(f"{row['id']} ({row['reason']})" for row in rows)
+            waiting.append(f"{verdict}: {words}")
+    failing = [row for row in table if row["holds"] is False]
+    least = 3 * len(waiting)  # lines that the waiting ones get in any case
+    shown = failing[: max(room - least - 1, 0)]
+    lines = [cut(f"fails: {row['id']}: {row['measured']}, expected {row['expected']}") for row in shown]
+    if len(shown) < len(failing):
+        lines.append(f"fails: {len(failing) - len(shown)} more")
+    for place, words in enumerate(waiting):
+        left = room - len(lines)
+        lines += wrapped(words, left // (len(waiting) - place))
+    return lines

@@ -1,0 +1,1 @@
+"""*Sparse Features*: how its results are read, drawn and judged."""

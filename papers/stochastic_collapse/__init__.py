@@ -1,0 +1,1 @@
+"""*Stochastic Collapse*: how its results are read, drawn and judged."""
