@@ -160,8 +160,8 @@ def save_result(path: Path, settings: dict, measured: dict, device, seconds: flo
     if without_making(old) == without_making(new):
         print(f"{path.stem}: {seconds:.1f} s; the same numbers as {path} holds already", flush=True)
         return
-    if old and not quick and old.get("settings") != new["settings"]:
+    if path.is_file() and not quick and old.get("settings") != new["settings"]:
         kept = keep_aside(path)
-        print(f"{path} has other settings: kept as {kept} (--out FOLDER keeps runs of your own apart)", flush=True)
+        print(f"{path} is of other settings: kept as {kept} (--out FOLDER keeps runs of your own apart)", flush=True)
     write_json(path, new, digits=None)
     print(f"{path.stem}: {seconds:.1f} s, {path}", flush=True)

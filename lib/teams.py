@@ -81,6 +81,11 @@ def join_processes(device: torch.device) -> None:
         torch.cuda.set_device(device)  # NCCL gathers objects and waits at barriers on the current device
     if ranks() == 1 or dist.is_initialized():
         return
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:  # some clusters set WORLD_SIZE for themselves
+        raise InputError(
+            f"WORLD_SIZE is {ranks()}, but {' and '.join(missing)} not set: start with torchrun, or unset WORLD_SIZE"
+        )
     processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     own_gpu_each = device.type == "cuda" and processes_here <= torch.cuda.device_count()
     backend = "nccl" if own_gpu_each and dist.is_nccl_available() else "gloo"
