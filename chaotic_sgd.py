@@ -2,268 +2,292 @@
 
 Herrmann, Granz & Landgraf, *Chaotic Dynamics are Intrinsic to Neural Network Training with SGD* (NeurIPS 2022).
 A direction with Hessian eigenvalue w of the step's mini-batch is locally chaotic if |1 - lr w| > 1: w < 0 or > 2 / lr.
-CGD leaves these out of the step. Spectra are exact. Cost on one core, and training accuracy to expect (5 seeds):
+CGD leaves these out of the step. Spectra are exact. The paper's settings: MLP 256-20-10 with sigmoid on USPS, batch
+size 8, learning rate 0.001, no momentum, 18,240 steps (20 epochs). Cost on one core, and training accuracy to expect:
 
   pruning      Figures 1, 2: SGD .85, CGD chaotic or neg .25, pos .81              32 minutes, 16 shared with delay
   delay        Figure 2: CGD from step 10,000 .76, 5,000 .49, 2,000 .38, 0 .25       50 minutes
   divergence   Figure 3: copies 0.1 apart end 0.005 (most convergent) to 1.0 apart   14 minutes, 13 shared with subspace
   subspace     global Lyapunov exponents, up to 1.6e-4 a step; chaotic subspace      13 minutes
 
+Results depend on learning rate x steps alone, nearly. The cheap forms do a tenth of the work, at rate 0.01 for 1,824
+steps: pruning_cheap and delay_cheap (16 seeds, 8 and 21 minutes), divergence_cheap and subspace_cheap (5 seeds, 13
+minutes shared), pruning_fashion_mnist, delay_fashion_mnist, pruning_k100 (at most 100 directions) and
+pruning_momentum (0.9; rate 0.001) with 3 seeds each, pruning_cnn (ReLU; rate 0.1, 600 steps: sigmoid's stays at the
+largest class) with one.
+
   python chaotic_sgd.py delay --seeds 1     one seed of figure 2, ten minutes
+  python chaotic_sgd.py delay_cheap --seeds 1     a tenth of it
 
 USPS is downloaded, or read from data/usps.npz (--quick: generated images). Finished pieces stay in runs/chaotic_sgd
 and aren't computed again.
 """
 
-import hashlib
-import json
-import math
-import time
+import lib.interrupts  # noqa: F401  # isort: skip  (first: from here on Ctrl-C leaves no traceback)
+
 from functools import partial
-from itertools import combinations_with_replacement
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
-from tqdm import tqdm
 
-from core import load_dataset, progress, run_script
-from curvature import accuracies, curvature, eigh, initial, losses, project, tangent_step
-from training import load_state, save_atomically
+from experiments import lyapunov as lyapunov_matrix
+from experiments.chaotic_training import BIN, RUNS, Problem, Pruning, Sgd, State, setup, stored, train
+from experiments.curvature import Task
+from lib.command import run_script
+from lib.errors import InputError
+from lib.settings import Count, CountOrZero, Momentum, NotNegative, Positive, Seed, checked
 
-BIN = 100  # steps that make one point of a curve
-CURVES = ("loss", "accuracy", "kept", "eigenvalue_min", "eigenvalue_max", "negative")
-EDGE = 1e-6  # Lyapunov eigenvalues this close to 1 are neither chaotic nor the opposite
+PRUNED_SETS = ("chaotic", "neg", "pos")
 
-
-def setup(dataset, data, task, steps, batch_size, seeds, device):
-    """Train images [N, 257], labels, test images, labels, order [S, epochs, N]; parameters [S, P], momentum 0 [S, P].
-
-    Images: 16 x 16 by bilinear resizing without antialiasing, colours averaged, standardised by train's mean and std.
-    """
-    if min(steps, batch_size, len(seeds)) < 1:
-        raise ValueError("steps, batch size and seeds must be at least 1")
-    loaded = load_dataset(dataset, data)
-    if loaded.num_classes > 10:
-        raise ValueError(f"{dataset} has {loaded.num_classes} classes; the paper's networks tell 10 apart")
-    grey = [images.double().mean(1, keepdim=True) for images in (loaded.train_images, loaded.test_images)]
-    small = [F.interpolate(images, size=16, mode="bilinear").flatten(1) for images in grey]
-    train, test = (F.pad((images - small[0].mean()) / small[0].std(), (0, 1), value=1.0) for images in small)
-    epochs, orders = steps // -(-len(train) // batch_size) + 1, []
-    for seed in seeds:
-        draw = torch.Generator().manual_seed(seed)
-        orders.append(torch.stack([torch.randperm(len(train), generator=draw) for _ in range(epochs)]))
-    problem = train, loaded.train_labels, test, loaded.test_labels, torch.stack(orders)
-    theta = torch.stack([initial(seed, task) for seed in seeds]).to(device)
-    return [tensor.to(device) for tensor in problem], (theta, torch.zeros_like(theta))
+# ======================================================================================
+# Figures 1 and 2: pruning
+# ======================================================================================
 
 
-def sgd(problem, state, span, label, *, task, batch_size, learning_rate, momentum):
-    """Yield each step t of S networks in lockstep before it's taken: t, state, (x, y), gradient, loss, accuracy.
+class Variant(NamedTuple):
+    """SGD up to step `start`, then CGD pruning the set `prune`; None: SGD throughout."""
 
-    Whoever takes them may change the gradient [S, P] in place: that's how CGD and the tests steer.
-    """
-    (images, labels, _, _, order), (theta, velocity) = problem, state
-    for t in tqdm(span, desc=label, unit="step", **progress):
-        epoch, i = divmod(t, -(-len(images) // batch_size))
-        index = order[:, epoch, i * batch_size : (i + 1) * batch_size]
-        x, y = images[index].expand(len(theta), -1, -1), labels[index].expand(len(theta), -1)
-        leaf = theta.detach().requires_grad_()
-        value, accuracy = losses(leaf, x, y, task)
-        (gradient,) = torch.autograd.grad(value.sum(), leaf)
-        if not torch.isfinite(value).all():
-            raise ValueError(f"the loss is not finite at step {t}: lower the learning rate")
-        yield t, (theta, velocity), (x, y), gradient, value.detach(), accuracy
-        velocity = momentum * velocity + gradient
-        theta = theta - learning_rate * velocity
+    prune: str | None
+    start: int
 
 
-def keep_mask(w: Tensor, lr: float, prune: str, k: int | None = None, rule: str = "top_abs", generator=None) -> Tensor:
-    """Which eigen-directions of a Hessian with eigenvalues w [n] stay in CGD's step: bool [n] (theorem 2.2, cgd.py).
-
-    `prune`: chaotic keeps |1 - lr w| <= 1, i.e. 0 <= w <= 2 / lr; neg keeps w > 0; pos keeps w < 0. With `k` at most
-    k of the others go: the most chaotic, smallest or largest (`top_abs`), or drawn with replacement (`rand`).
-    """
-    keep = {"chaotic": (1 - lr * w).square() <= 1, "neg": w > 0, "pos": w < 0}[prune]
-    members = (~keep).nonzero()[:, 0]
-    if k is None or len(members) == 0:
-        return keep
-    if rule == "rand":
-        chosen = torch.randint(len(members), (k,), generator=generator).to(w.device)
-    else:
-        extent = {"chaotic": (1 - lr * w).square(), "neg": -w, "pos": w}[prune]
-        chosen = extent[members].argsort(descending=True, stable=True)[:k]
-    return torch.ones_like(keep).index_fill_(0, members[chosen], False)
+def parse_variant(name: str, steps: int) -> Variant:
+    """Of "sgd" or "chaotic@5000": a set and the first step that is pruned; InputError for anything else."""
+    prune, _, start = name.partition("@")
+    if name == "sgd":
+        return Variant(None, 0)
+    is_step = start.isdecimal() or start == ""
+    first_step = int(start or 0) if is_step else steps
+    if prune not in PRUNED_SETS or first_step >= steps:
+        raise InputError(f"no variant {name} in {steps} steps: use sgd, chaotic@0, neg@0, pos@0 or a later start")
+    return Variant(prune, first_step)
 
 
-def train(problem, state, start, prune, *, steps, seeds, k=None, rule="top_abs", noise=None, starts=(), **settings):
-    """S networks from step `start` to `steps`, by SGD if `prune` is None, else by CGD: states at `starts`, and curves.
-
-    `noise`: the pruned components become normal noise of this size, or of each network's mean |g_i| if "mean".
-    """
-    began, states, epochs = time.perf_counter(), {}, []
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    per_step = torch.full((len(CURVES), steps - start, len(seeds)), math.nan, dtype=torch.float64)
-    per_epoch, lr = -(-len(problem[0]) // settings["batch_size"]), settings["learning_rate"]
-    walk = sgd(problem, state, range(start, steps + 1), f"{prune or 'sgd'} from {start}", **settings)
-    for t, (theta, velocity), batch, gradient, value, accuracy in walk:
-        if t in starts:
-            states[t] = theta, velocity
-        if t > start and (t % per_epoch == 0 or t == steps):
-            epochs.append([accuracies(theta, *images, settings["task"]) for images in (problem[:2], problem[2:4])])
-        if t == steps:
-            break
-        per_step[:2, t - start] = torch.stack([value, accuracy])
-        if prune is None and t % BIN:  # along SGD: what pruning would keep, now and then
-            continue
-        hessian, *maps = curvature(theta, *batch, settings["task"])
-        w, v = eigh(hessian)
-        pairs = zip(w, generators, strict=True)
-        keep = torch.stack([keep_mask(one, lr, prune or "chaotic", k, rule, draw) for one, draw in pairs])
-        pruned = project(gradient, keep, v, *maps)
-        share = pruned.square().sum(1) / gradient.square().sum(1)
-        per_step[2:, t - start] = torch.stack([share, w[:, 0], w[:, -1], (w < -1e-12).sum(1)])
-        if prune and noise is not None:
-            draws = torch.stack([torch.randn(theta.shape[1], generator=draw) for draw in generators]).to(w)
-            flat = prune != "chaotic" and k is None  # then directions without curvature are pruned too
-            draws = draws - project(draws, keep, v, *maps) if flat else project(draws, ~keep, v, *maps)
-            pruned += draws * (gradient.abs().mean(1, keepdim=True) if noise == "mean" else noise)
-        if prune:
-            gradient.copy_(pruned)
-    bins = F.pad(per_step, (0, 0, 0, -per_step.shape[1] % BIN), value=math.nan).unflatten(1, (-1, BIN))
-    curves = dict(zip(CURVES, bins.nanmean(2), strict=True)) | {"seconds": time.perf_counter() - began}
-    curves["largest_eigenvalue"] = per_step[CURVES.index("eigenvalue_max")].nan_to_num(-math.inf).amax(0)
-    curves["train_accuracy"], curves["test_accuracy"] = (torch.stack(one) for one in zip(*epochs, strict=True))
-    return states, curves
+def train_piece(problem: Problem, state: State, sgd: Sgd, first_step: int, **settings) -> dict:
+    """`chaotic_training.train` in a form that can be stored: {"states": {step: (theta, velocity)}, "curves"}."""
+    states, curves = train(problem, state, sgd, first_step, **settings)
+    return {"states": {step: tuple(one) for step, one in states.items()}, "curves": curves}
 
 
-def lyapunov(problem, state, *, steps, checkpoints, draws, seed, **settings) -> dict:
-    """Eigenpairs of the global Lyapunov matrix L = Y^T Y at the checkpoints; Y: the product of the steps' tangent maps.
-
-    Y is propagated whole, in float32 (singular values under about 1e-5 are rounding), by blocks of columns. Returns
-    exponents log(eigenvalue) / 2t [checkpoints, P]; dimensions [checkpoints, 2] of the chaotic and the non-chaotic
-    subspace (eigenvalues above and below 1); similarity |V^T W|^2 / min(dim V, dim W), its random baseline
-    max(dim V, dim W) / P and that of random eigenvectors [3, checkpoints, checkpoints, 2, 2]; unit directions
-    [2 + 3 draws, P] of perturbations at step 0: most chaotic, random chaotic, most and random convergent, random.
-    """
-    rates, size = (settings["learning_rate"], settings["momentum"]), state[0].shape[1]
-    columns = [block[None].contiguous() for block in torch.eye(size, device=state[0].device).split(256, 1)]
-    velocities = [torch.zeros_like(block) for block in columns] if rates[1] else columns
-    window, exponents, subspaces = [], [], []
-    for t, (theta, _), (x, y), *_ in sgd(problem, state, range(steps + 1), "Lyapunov", **settings):
-        if len(window) == 50 or t in checkpoints:
-            for v, dv in zip(columns, velocities, strict=True):
-                for step in window:
-                    tangent_step(v, dv, *step, *rates)
-            window = []
-        if t in checkpoints:
-            product = torch.cat(columns, -1)[0].double()
-            w, v = torch.linalg.eigh(product.T @ product)
-            exponents.append(w.clamp_min(1e-300).log() / (2 * t))
-            subspaces.append((torch.stack([w > 1 + EDGE, w < 1 - EDGE]).float(), v.float()))
-        if t < steps:
-            window.append(curvature(theta.float(), x.float(), y, settings["task"]))
-    draw = torch.Generator().manual_seed(seed)
-    similarity = torch.zeros(3, len(subspaces), len(subspaces), 2, 2)
-    for i, j in combinations_with_replacement(range(len(subspaces)), 2):
-        (a, v1), (b, v2) = subspaces[i], subspaces[j]
-        overlap, dims = (v1.T @ v2).square(), (a.sum(1)[:, None], b.sum(1)[None])
-        mixed = [one[:, torch.randperm(size, generator=draw).to(v.device)] for one in (a, b)]
-        least, baseline = torch.minimum(*dims).clamp_min(1), torch.maximum(*dims) / size
-        same = torch.stack([a @ overlap @ b.T / least, baseline, mixed[0] @ overlap @ mixed[1].T / least]).cpu()
-        similarity[:, i, j], similarity[:, j, i] = same, same.mT
-    normal = torch.randn(draws, size, generator=draw, dtype=torch.float64).to(v)
-    chaotic, convergent = (normal @ v * mask @ v.T for mask in subspaces[-1][0])
-    directions = F.normalize(torch.cat([v.T[-1:], chaotic, v.T[:1], convergent, normal]), dim=1).cpu()
-    found = {"exponents": torch.stack(exponents), "dimensions": torch.stack([one.sum(1) for one, _ in subspaces])}
-    return {key: value.cpu() for key, value in found.items()} | {"similarity": similarity, "directions": directions}
+def never_too_sharp(curves: dict, learning_rate: float) -> bool:
+    """Were negative directions the only chaotic ones at every step?"""
+    return bool(curves["largest_eigenvalue"].max() < 2 / learning_rate)
 
 
-def stored(folder: str | None, settings: dict, compute, device):
-    """compute(), or what an earlier, perhaps interrupted, run with the same settings left in `folder`."""
-    if folder is None:
-        return compute()
-    path = Path(folder) / (hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16] + ".pt")
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_atomically(path, compute())
-    return load_state(path, torch.device(device))
-
-
+@checked
 def pruning(
-    variants=("sgd", "chaotic@0", "pos@0", "neg@0"), k=None, rule="top_abs", noise=None, dataset="usps", data="data",
-    architecture="mlp", activation="sigmoid", learning_rate=1e-3, momentum=0.0, batch_size=8, steps=18240, seeds=5,
-    runs="runs/chaotic_sgd", seed=0, device="cpu",
-) -> dict:  # fmt: skip
+    variants: tuple[str, ...] = ("sgd", "chaotic@0", "pos@0", "neg@0"),
+    k: CountOrZero | None = None,
+    rule: Literal["top_abs", "rand"] = "top_abs",
+    noise: NotNegative | Literal["mean"] | None = None,
+    dataset: str = "usps",
+    data: str | Path = "data",
+    architecture: Literal["mlp", "cnn"] = "mlp",
+    activation: Literal["sigmoid", "relu"] = "sigmoid",
+    learning_rate: Positive = 1e-3,
+    momentum: Momentum = 0.0,
+    batch_size: Count = 8,
+    steps: Count = 18240,
+    seeds: Count = 5,
+    runs: str | Path | None = RUNS,
+    seed: Seed = 0,
+    device: str | torch.device = "cpu",
+) -> dict:
     """Figures 1 and 2: SGD beside CGD. A variant set@start is SGD up to step `start`, then CGD pruning that set.
 
     All variants of a seed share initial parameters and batches. Returns per variant the means over bins of 100 steps
     [bins, seeds] of batch loss, batch accuracy, kept share of |g|^2, extreme Hessian eigenvalues and number of
     negative ones, and the accuracy on all images after each epoch [epochs, seeds].
     """
-    common = {"task": (architecture, activation), "batch_size": batch_size, "learning_rate": learning_rate}
-    common |= {"momentum": momentum, "steps": steps, "seeds": list(range(seed, seed + seeds))}
-    problem, state = setup(dataset, data, common["task"], steps, batch_size, common["seeds"], device)
-    if learning_rate <= 0 or (k or 0) < 0 or rule not in ("top_abs", "rand"):
-        raise ValueError("learning rate must be positive, k not negative, rule top_abs or rand")
-    parsed = {}
-    for name in variants:
-        prune, _, start = name.partition("@")
-        if prune not in ("sgd", "chaotic", "neg", "pos") or not (start or "0").isdecimal() or int(start or 0) >= steps:
-            raise ValueError(f"no variant {name} in {steps} steps: use sgd, chaotic@0, neg@0, pos@0 or a later start")
-        parsed[name] = prune, int(start or 0)
-    starts = sorted({start for _, start in parsed.values()})
-    identity, rules = common | {"dataset": dataset, "data": str(data)}, {"k": k, "rule": rule, "noise": noise}
-    compute = partial(train, problem, state, 0, None, starts=starts, **common)
-    states, sgd_curves = stored(runs, identity | {"starts": starts}, compute, device)
-    result = {"sgd": sgd_curves}
-    for name, (prune, start) in parsed.items():
-        twin = result.get(f"chaotic@{start}")
-        if prune == "neg" and twin and k is noise is None and twin["largest_eigenvalue"].max() < 2 / learning_rate:
-            result[name] = twin | {"same_as": f"chaotic@{start}"}  # no direction was chaotic but the negative ones
-        elif prune != "sgd":
-            compute = partial(train, problem, states[start], start, prune, **rules, **common)
-            result[name] = stored(runs, identity | rules | {"prune": prune, "start": start}, compute, device)[1]
-    labels = problem[1].bincount() / len(problem[1])
-    return {"bin": BIN, "epoch": -(-len(problem[1]) // batch_size), "largest_class": labels.max(), "runs": result}
+    planned = {name: parse_variant(name, steps) for name in variants}
+    sgd = Sgd(Task(architecture, activation), batch_size, learning_rate, momentum)
+    all_seeds = list(range(seed, seed + seeds))
+    problem, state = setup(dataset, data, sgd, steps, all_seeds, device)
+    common = {"steps": steps, "seeds": all_seeds}
+    identity = common | sgd._asdict() | {"content": problem.content}
+
+    starts = sorted({variant.start for variant in planned.values()})
+    plain = partial(train_piece, problem, state, sgd, 0, keep_states_at=tuple(starts), **common)
+    sgd_piece = stored(runs, identity | {"starts": starts}, plain, device)
+    found = {"sgd": sgd_piece["curves"]}
+    for name, (pruned_set, start) in planned.items():
+        if pruned_set is None:
+            continue
+        twin = found.get(f"chaotic@{start}")
+        everything = k is None and noise is None
+        if pruned_set == "neg" and everything and twin is not None and never_too_sharp(twin, learning_rate):
+            found[name] = twin | {"same_as": f"chaotic@{start}"}
+            continue
+        cgd = Pruning(pruned_set, k, rule, noise)
+        branch = State(*sgd_piece["states"][start])
+        compute = partial(train_piece, problem, branch, sgd, start, pruning=cgd, **common)
+        piece = stored(runs, identity | cgd._asdict() | {"start": start}, compute, device)
+        found[name] = piece["curves"]
+    shares = problem.train_y.bincount() / len(problem.train_y)
+    return {"bin": BIN, "epoch": problem.steps_per_epoch(batch_size), "largest_class": shares.max(), "runs": found}
 
 
+DELAYED = ("sgd", "chaotic@10000", "chaotic@5000", "chaotic@2000", "chaotic@0")
+DELAYED_CHEAP = ("sgd", "chaotic@1000", "chaotic@500", "chaotic@200", "chaotic@0")
+CHEAP = {"learning_rate": 1e-2, "steps": 1824}  # learning rate x steps as in the paper, a tenth of the work
+PRUNING = {  # `pruning`, and the same under other settings
+    "pruning": pruning,
+    "delay": partial(pruning, variants=DELAYED),
+    "pruning_cheap": partial(pruning, seeds=16, **CHEAP),
+    "delay_cheap": partial(pruning, variants=DELAYED_CHEAP, seeds=16, **CHEAP),
+    "pruning_fashion_mnist": partial(pruning, dataset="fashion_mnist", seeds=3, **CHEAP),
+    "delay_fashion_mnist": partial(pruning, variants=DELAYED_CHEAP, dataset="fashion_mnist", seeds=3, **CHEAP),
+    "pruning_k100": partial(pruning, variants=("sgd", "chaotic@0"), k=100, seeds=3, **CHEAP),
+    "pruning_cnn": partial(
+        pruning,
+        variants=("sgd", "chaotic@0", "chaotic@300"),
+        architecture="cnn",
+        activation="relu",
+        seeds=1,
+        learning_rate=0.1,
+        steps=600,
+    ),
+    "pruning_momentum": partial(pruning, momentum=0.9, seeds=3, learning_rate=1e-3, steps=1824),
+}
+
+# ======================================================================================
+# Figure 3: perturbed copies, and the global Lyapunov matrix
+# ======================================================================================
+
+
+class Training(NamedTuple):
+    """One network to be trained, and what its global Lyapunov matrix tells (`lyapunov.lyapunov`)."""
+
+    problem: Problem
+    state: State
+    sgd: Sgd
+    checkpoints: list[int]
+    found: dict
+
+
+def lyapunov_of(
+    dataset: str,
+    data: str | Path,
+    sgd: Sgd,
+    steps: int,
+    checkpoints: tuple[int, ...],
+    draws: int,
+    runs: str | Path | None,
+    seed: int,
+    device: str | torch.device,
+) -> Training:
+    """Of the training from `seed`; the run's end is always a checkpoint."""
+    problem, state = setup(dataset, data, sgd, steps, [seed], device)
+    within = {step for step in checkpoints if step < steps}
+    times = sorted(within | {steps})
+    identity = sgd._asdict() | {"checkpoints": times, "draws": draws, "seed": seed, "content": problem.content}
+    compute = partial(lyapunov_matrix.lyapunov, problem, state, sgd, times, draws, seed)
+    return Training(problem, state, sgd, times, stored(runs, identity, compute, device))
+
+
+@checked
 def subspace(
-    checkpoints=(10, 1000, 5000, 10000), draws=5, perturbation=None, dataset="usps", data="data",
-    architecture="mlp", activation="sigmoid", learning_rate=1e-3, momentum=0.0, batch_size=8, steps=18240,
-    runs="runs/chaotic_sgd", seed=0, device="cpu",
-) -> dict:  # fmt: skip
-    """Global Lyapunov exponents along an SGD run, and how its chaotic and its other subspace turn: see `lyapunov`.
+    checkpoints: tuple[Count, ...] = (10, 1000, 5000, 10000),
+    draws: Count = 5,
+    dataset: str = "usps",
+    data: str | Path = "data",
+    architecture: Literal["mlp", "cnn"] = "mlp",
+    activation: Literal["sigmoid", "relu"] = "sigmoid",
+    learning_rate: Positive = 1e-3,
+    momentum: Momentum = 0.0,
+    batch_size: Count = 8,
+    steps: Count = 18240,
+    seeds: Count = 1,
+    runs: str | Path | None = RUNS,
+    seed: Seed = 0,
+    device: str | torch.device = "cpu",
+) -> dict:
+    """Global Lyapunov exponents along an SGD run, and how its chaotic and its other subspace turn: a record per seed.
 
-    With a `perturbation` (Figure 3) instead: how far from the run copies get that start at this distance in each of
-    its directions and see the same batches; `distance`, and `tangent` in the linearised dynamics [times, copies].
+    `exponents` [times, ranks] at some of the ranks, `dimensions` [times, 2], `similarity` [3, times, times, 2, 2]: see
+    `lyapunov.lyapunov`.
     """
-    common = {"task": (architecture, activation), "batch_size": batch_size, "learning_rate": learning_rate}
-    common |= {"momentum": momentum}
-    problem, state = setup(dataset, data, common["task"], steps, batch_size, [seed], device)
-    full = {"steps": steps, "draws": draws, "seed": seed} | common
-    full["checkpoints"] = sorted({t for t in checkpoints if 0 < t < steps} | {steps})
-    identity = full | {"dataset": dataset, "data": str(data)}
-    found = stored(runs, identity, partial(lyapunov, problem, state, **full), device)
-    found |= {"times": full["checkpoints"]}
-    directions, exponents = found.pop("directions").to(device), found["exponents"]
-    if perturbation is None:
+    sgd = Sgd(Task(architecture, activation), batch_size, learning_rate, momentum)
+    records = []
+    for one in range(seed, seed + seeds):
+        training = lyapunov_of(dataset, data, sgd, steps, checkpoints, draws, runs, one, device)
+        exponents = training.found["exponents"]
         ranks = torch.linspace(0, exponents.shape[1] - 1, 200).long()
-        return found | {"ranks": ranks, "exponents": exponents[:, ranks]}
-    theta, v = state[0] + perturbation * F.pad(directions, (0, 0, 1, 0)), perturbation * directions.T[None].contiguous()
-    copies, dv, seen = (theta, torch.zeros_like(theta)), torch.zeros_like(v), []
-    for t, (theta, _), (x, y), *_ in sgd(problem, copies, range(steps + 1), "perturbed copies", **common):
-        if t % max(steps // 365, 1) == 0 or t == steps:
-            seen.append((torch.tensor(t), (theta[1:] - theta[:1]).norm(dim=1), v[0].norm(dim=0)))
-        if t == steps:
-            break
-        tangent_step(v, dv, *curvature(theta[:1], x[:1], y[:1], common["task"]), learning_rate, momentum)
-    copies = {"max_chaos": 1, "randn_chaos": draws, "max_convergence": 1, "randn_convergence": draws, "randn": draws}
-    kinds = [kind for kind, count in copies.items() for _ in range(count)]
-    result = {"kinds": kinds, "exponents": exponents[-1, [0, -1]]}
-    result["times"], result["distance"], result["tangent"] = (torch.stack(one) for one in zip(*seen, strict=True))
-    return result | {"accuracy": [accuracies(theta, *images, common["task"]) for images in (problem[:2], problem[2:4])]}
+        records.append(
+            {
+                "seed": one,
+                "times": training.checkpoints,
+                "ranks": ranks,
+                "exponents": exponents[:, ranks],
+                "dimensions": training.found["dimensions"],
+                "similarity": training.found["similarity"],
+            }
+        )
+    return {"runs": records}
+
+
+@checked
+def divergence(
+    perturbation: Positive = 0.1,
+    small: tuple[Positive, ...] = (1e-4, 1e-3, 1e-2, 1e-1),
+    checkpoints: tuple[Count, ...] = (10, 1000, 5000, 10000),
+    draws: Count = 5,
+    dataset: str = "usps",
+    data: str | Path = "data",
+    architecture: Literal["mlp", "cnn"] = "mlp",
+    activation: Literal["sigmoid", "relu"] = "sigmoid",
+    learning_rate: Positive = 1e-3,
+    momentum: Momentum = 0.0,
+    batch_size: Count = 8,
+    steps: Count = 18240,
+    seeds: Count = 1,
+    runs: str | Path | None = RUNS,
+    seed: Seed = 0,
+    device: str | torch.device = "cpu",
+) -> dict:
+    """Figure 3: how far copies get that start displaced and see the same batches; a record per seed.
+
+    They start at the distance `perturbation` in each of the directions of `lyapunov.perturbations`. Records: `kinds`
+    of the copies; `times`; `distance`, and `tangent` in the linearised dynamics, [times, copies]; the smallest and the
+    largest of the `exponents`; `accuracy` [train or test, run and copies]. `small`: copies displaced by other amounts
+    in the most chaotic direction, for the first sixth of the run: `distance` [seeds, amounts, times].
+    """
+    sgd = Sgd(Task(architecture, activation), batch_size, learning_rate, momentum)
+    records, small_distances = [], []
+    for one in range(seed, seed + seeds):
+        training = lyapunov_of(dataset, data, sgd, steps, checkpoints, draws, runs, one, device)
+        problem, state = training.problem, training.state
+        directions = training.found["directions"].to(device)
+        parting = lyapunov_matrix.follow_copies(
+            problem, state, sgd, perturbation * directions, steps, every=max(steps // 365, 1)
+        )
+        early = max(steps // 6, 1)
+        amounts = torch.tensor(small, device=device)[:, None]
+        beginning = lyapunov_matrix.follow_copies(
+            problem, state, sgd, amounts * directions[:1], early, every=max(early // 60, 1)
+        )
+        small_distances.append(beginning.distance.T)
+        records.append(
+            {
+                "seed": one,
+                "kinds": lyapunov_matrix.kinds_of_copies(draws),
+                "exponents": training.found["exponents"][-1, [0, -1]],
+                "times": parting.times,
+                "distance": parting.distance,
+                "tangent": parting.tangent,
+                "accuracy": problem.accuracies(parting.theta, sgd.task),
+            }
+        )
+    return {
+        "runs": records,
+        "small": {"perturbations": small, "times": beginning.times, "distance": torch.stack(small_distances)},
+    }
+
+
+# ======================================================================================
+# The command line
+# ======================================================================================
 
 
 def number_or_mean(text: str) -> float | str:
@@ -271,15 +295,16 @@ def number_or_mean(text: str) -> float | str:
     return text if text == "mean" else float(text)
 
 
-delay = partial(pruning, variants=("sgd", "chaotic@10000", "chaotic@5000", "chaotic@2000", "chaotic@0"))
-divergence = partial(subspace, perturbation=0.1)
 OPTIONS = {
     "variants": {"nargs": "+", "help": "in pruning and delay: sgd and any of chaotic, neg, pos @ first step pruned"},
     "k": {"type": int, "help": "prune at most k directions per step (default: all of the set)"},
     "rule": {"choices": ["top_abs", "rand"], "help": "which k: the extreme ones, or random ones (default: top_abs)"},
-    "noise": {"type": number_or_mean, "help": "put normal noise of this size, or "
-              "of the gradient's mean |g_i| with `mean`, into each pruned direction (default: none)"},
-    "seeds": {"type": int, "help": "networks in pruning and delay, from --seed on (default: 5)"},
+    "noise": {
+        "type": number_or_mean,
+        "help": "put normal noise of this size, or of the gradient's mean |g_i| with `mean`, into each pruned "
+        "direction (default: none)",
+    },
+    "seeds": {"type": int, "help": "how many networks, from --seed on (default: 5; divergence and subspace: 1)"},
     "dataset": {"help": "usps, fashion_mnist, mnist, synthetic, or the stem of an npz file in --data (default: usps)"},
     "data": {"help": "folder of the images (default: data)"},
     "architecture": {"choices": ["mlp", "cnn"], "help": "the paper's MLP 256-20-10 or CNN (default: mlp)"},
@@ -288,16 +313,32 @@ OPTIONS = {
     "momentum": {"type": float, "help": "default: 0"},
     "batch_size": {"type": int, "help": "default: 8; the MLP's Hessian is 336 x 336 then, 20 b + 189 from b = 9 on"},
     "steps": {"type": int, "help": "default: 18240, 20 epochs of USPS at batch size 8"},
-}  # fmt: skip
+}
+EXPERIMENTS = PRUNING | {
+    "divergence": divergence,
+    "subspace": subspace,
+    "divergence_cheap": partial(divergence, seeds=5, checkpoints=(1, 1000), **CHEAP),
+    "subspace_cheap": partial(subspace, seeds=5, checkpoints=(1, 1000), **CHEAP),
+}
+SMALL = {"dataset": "synthetic", "steps": 120, "seeds": 2, "runs": None}
+TINY = {"dataset": "synthetic", "steps": 10, "seeds": 1, "runs": None}
+CNN = TINY | {"architecture": "cnn", "steps": 3, "draws": 2, "checkpoints": (1,)}  # the MLP's matrix takes a minute
+QUICK = {
+    "pruning": SMALL,
+    "delay": SMALL | {"variants": ("sgd", "chaotic@100", "chaotic@0")},
+    "pruning_cnn": TINY | {"steps": 2, "variants": ("sgd", "chaotic@1")},
+    "divergence": CNN,
+    "subspace": CNN,
+    "divergence_cheap": CNN | {"steps": 2},
+    "subspace_cheap": CNN | {"steps": 2},
+}
+for name in EXPERIMENTS.keys() - QUICK.keys():
+    variants = {"variants": ("sgd", "chaotic@5")} if name.startswith("delay") else {}
+    QUICK[name] = TINY | variants
 
 
 def main(argv: list[str] | None = None) -> None:
-    small = {"dataset": "synthetic", "steps": 200, "runs": None}
-    tiny = small | {"architecture": "cnn", "steps": 8, "draws": 2, "checkpoints": (4,)}
-    quick = {"pruning": small | {"seeds": 2}, "divergence": tiny, "subspace": tiny}
-    quick["delay"] = small | {"seeds": 2, "variants": ("sgd", "chaotic@100", "chaotic@0")}
-    experiments = {"pruning": pruning, "delay": delay, "divergence": divergence, "subspace": subspace}
-    run_script(__doc__, experiments, quick, argv, options=OPTIONS)
+    run_script(__doc__, EXPERIMENTS, QUICK, argv, options=OPTIONS)
 
 
 if __name__ == "__main__":

@@ -1,39 +1,35 @@
-"""Core of the house: models, collapse metrics and how scripts run, which every experiment shares.
+"""Core: the paper's networks, the training loop, the collapse metrics, which every experiment shares.
 
 "Collapse" is the drift of SGD into an invariant set (Chen, Kunin, Yamamura, Ganguli, *Stochastic
 Collapse*, NeurIPS 2023): parameters where a neuron has vanished, or where two neurons are equal.
 
-    data               load_dataset, synthetic_dataset: in images.py
-    models             vgg16, resnet18
-    collapse metrics   normalized_distances, independent_neurons, effective_rank, feature_sparsity, neuron_groups,
-                       collapse_report, distance_maps: in collapse.py, which stands alone; import them from here
-    training           Run, train, sweep: in training.py
-    scripts            run_script, run_sweeps: arguments, results, environment
+    networks          vgg16, resnet18, and the table MODELS in which runs look theirs up
+    settings          Run, learning_rate_at
+    training          train (one network), sweep (many, shared among the processes that torchrun has started)
+    collapse metrics  normalized_distances, independent_neurons, effective_rank, feature_sparsity, neuron_groups,
+                      collapse_report, distance_maps: of the package collapse, which stands alone
+    data              load_dataset
+
+Everything random in a training is a pure function of (settings, seed, step): the learning rate, the order of the
+examples, the augmentation, the label noise. So a run that is killed goes on to the same bits, and its result does not
+depend on how many processes shared it.
 """
 
-import argparse
-import ast
-import contextlib
 import dataclasses
-import datetime
-import inspect
-import json
 import math
-import os
-import platform
-import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Iterable
-from functools import partial
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
-from collapse import (  # noqa: F401  (the room of the collapse metrics)
+from collapse import (  # noqa: F401  (who reads core finds the metrics here)
     collapse_report,
     distance_maps,
     effective_rank,
@@ -42,19 +38,19 @@ from collapse import (  # noqa: F401  (the room of the collapse metrics)
     neuron_groups,
     normalized_distances,
 )
-from images import Dataset, load_dataset, synthetic_dataset  # noqa: F401  (the room of the data)
-from training import (  # noqa: F401  (the training room)
-    Run,
-    check_teams,
-    first_rank_first,
-    learning_rate_at,
-    load_state,
-    sweep,
-    train,
-)
+from lib import teams
+from lib.batches import Epoch, Images
+from lib.data import Dataset, load_dataset  # noqa: F401  (and the data)
+from lib.errors import InputError, memory_errors
+from lib.interrupts import StopSignals
+from lib.precision import autocast, fast_bfloat16, for_the_loss, memory_format, resolve_precision
+from lib.progress import TrainingProgress, duration
+from lib.run_folder import RunFolder, load_state
+from lib.settings import Count, CountOrZero, Momentum, NotNegative, Positive, Range, Seed, Share, check_settings
+from lib.teams import ALONE, Team
 
 # ======================================================================================
-# models
+# networks
 # ======================================================================================
 
 
@@ -68,7 +64,9 @@ def vgg16(num_classes: int = 10, width: int = 64) -> nn.Sequential:
     from torchvision.models import vgg
 
     plan = [size if size == "M" else size * width // 64 for size in vgg.cfgs["D"]]
-    features = nn.Sequential(*(nn.GELU() if isinstance(m, nn.ReLU) else m for m in vgg.make_layers(plan)))
+    features = nn.Sequential()
+    for module in vgg.make_layers(plan):
+        features.append(nn.GELU() if isinstance(module, nn.ReLU) else module)
     wide = plan[-2]
     classifier = nn.Sequential(
         nn.Linear(wide, wide), nn.GELU(), nn.Linear(wide, wide), nn.GELU(), nn.Linear(wide, num_classes)
@@ -110,375 +108,532 @@ def resnet18(num_classes: int = 100, width: int = 64, blocks: tuple = (2, 2, 2, 
     return model
 
 
+# `Run.model` -> a function of (classes, width). Experiments add their own networks here.
+MODELS: dict[str, Callable[[int, int], nn.Module]] = {"vgg16": vgg16, "resnet18": resnet18}
+
+# Networks that take images of one size only
+IMAGE_SIZES = {"vgg16": 32}
+
+
+def build_model(model: str, classes: int, width: int, image_size: int = 32) -> nn.Module:
+    """The network that `model` names in MODELS. Raises InputError for an unknown one, or images it can't take."""
+    if model not in MODELS:
+        raise InputError(f"no network {model!r}; there are {', '.join(MODELS)}")
+    needed = IMAGE_SIZES.get(model, image_size)
+    if image_size != needed:
+        raise InputError(f"{model} takes images of at most {needed} x {needed} pixels, not {image_size} x {image_size}")
+    return MODELS[model](classes, width)
+
+
 # ======================================================================================
-# scripts: the porch through which every experiment is started and its results leave
+# settings of a training
 # ======================================================================================
 
-progress = {"disable": None, "leave": False, "mininterval": 0.5}  # for tqdm: a bar on terminals only
+Width = Annotated[int, Range(low=2, high=4096)]  # even
+Steps = Annotated[int, Range(low=1, high=10**12)]
 
-
-def plain(value, digits: int | None = 6):
-    """`value` as JSON has it: tensors and tuples are lists, NaN and infinities null, numbers of so many digits."""
-    if isinstance(value, Tensor | np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, dict):
-        return {key: plain(entry, digits) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(entry, digits) for entry in value]
-    if isinstance(value, float):
-        value = value if digits is None else float(f"{value:.{digits}g}")
-        return value if math.isfinite(value) else None
-    return value
-
-
-def write_json(path: str | Path, content: dict, digits: int | None = 6) -> None:
-    """Write `content` to `path` atomically: whoever reads the file sees the old one or the new one.
-
-    Tensors become lists; numbers keep `digits` significant digits (None: all); NaN and infinities become null.
-    """
-    path = Path(path)
-    text = json.dumps(plain(content, digits), allow_nan=False, separators=(",", ":"))
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-
-
-def environment(device: torch.device | str, seconds: float) -> dict:
-    """What a result file says of where its numbers come from."""
-    device = torch.device(device)
-    record = {
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "threads": torch.get_num_threads(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "seconds": round(seconds, 2),
-    }
-    if sys.platform == "linux":
-        import resource
-
-        record["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    return record
-
-
-def pick_device(name: str) -> torch.device:
-    """The device for --device: auto takes a CUDA GPU if there is one, else the CPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "mps":
-        raise ValueError("--device mps: metrics and theory need float64, which Apple GPUs lack; use cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch sees no CUDA GPU here; use cpu")
-    if name == "cuda":  # ranks may share a GPU
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-    return torch.device(name)
-
-
-def open_arguments(document: str, names: list[str]) -> argparse.ArgumentParser:
-    """A parser with what every script takes; `document` is the script's docstring."""
-    summary, _, details = document.partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")  # one line, no usage
-    parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=f"of {', '.join(names)}; default: all")
-    parser.add_argument("--seed", type=int, default=0, help="seed of all random draws (default: 0)")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto", help="where to compute")
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder for the results (default: results)")
-    parser.add_argument("--quick", action="store_true", help="a small version of everything, into <out>/quick/")
-    return parser
-
-
-def close_arguments(parser: argparse.ArgumentParser, argv: list[str] | None, names: list[str]):
-    """(arguments, device, folder for the results), or one line and exit code 2 before any work is done."""
-    args = parser.parse_args(argv)
-    unknown = [name for name in args.experiments if name not in names]
-    if unknown:
-        parser.error(f"unknown experiment {', '.join(unknown)}: choose from {', '.join(names)}")
-    args.experiments = args.experiments or names
-    out = args.out / "quick" if args.quick else args.out
-    try:
-        device = pick_device(args.device)
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except OSError as error:
-        parser.error(f"can't write to --out {out}: {error.strerror or error}")
-    except ValueError as error:
-        parser.error(str(error))
-    return args, device, out
-
-
-def save_result(path: Path, name: str, args, settings: dict, device, seconds: float, measured: dict) -> None:
-    """Write a result file: what was run, how, where, and what was measured. One with other settings is kept aside."""
-    ranks = os.environ.get("WORLD_SIZE")
-    start = f"torchrun --nproc_per_node={ranks}" if ranks else "python"
-    result = {
-        "experiment": name,
-        "quick": args.quick,
-        "command": " ".join([start, Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "settings": settings,
-        "environment": environment(device, seconds),
-    }
-    try:
-        old = json.loads(path.read_text())
-        same = [old[key] for key in ("command", "settings")] == plain([result[key] for key in ("command", "settings")])
-    except (OSError, ValueError, KeyError, TypeError):
-        same = True  # nothing there to lose
-    if not same and not args.quick:
-        kept = path.parent / "replaced" / f"{path.stem}_{datetime.datetime.now():%Y-%m-%d_%H-%M-%S-%f}.json"
-        kept.parent.mkdir(exist_ok=True)
-        shutil.copy2(path, kept)
-        print(f"{path} was made otherwise: kept as {kept} (--out FOLDER keeps runs of your own apart)", flush=True)
-    write_json(path, result | measured)
-    way = "--quick " * args.quick + f"--out {args.out} " * (args.out != Path("results"))
-    hint = (
-        "" if path.stem.startswith(("benchmark_", "beyond_measure")) else f"; draw it: python figures.py {way}".rstrip()
-    )
-    print(f"{name}: {seconds:.1f} s, {path}{hint}", flush=True)
-
-
-def read_setting(known: dict, text: str) -> tuple[str, object]:
-    """(name, value) of NAME=VALUE; `known`: settings and their defaults, whose kind the value must have."""
-    name, _, value = text.partition("=")
-    if name not in known:
-        raise ValueError(f"--set {text}: no setting {name}; there are {', '.join(known)}")
-    default = known[name]
-
-    def fits(value, like):
-        if isinstance(like, tuple) and like:
-            return isinstance(value, tuple | list) and all(fits(entry, like[0]) for entry in value)
-        return like is None or isinstance(value, int | float if isinstance(like, float) else type(like))
-
-    if not isinstance(default, str):
-        with contextlib.suppress(ValueError, SyntaxError):  # else it is a text
-            value = ast.literal_eval(value)
-    if isinstance(default, tuple):
-        value = tuple(value) if isinstance(value, tuple | list) else (value,)
-    if not fits(value, default):
-        raise ValueError(f"--set {text}: expected a value like {default!r}")
-    if isinstance(value, dict):  # fields of a Run, of which some change
-        if value.keys() - Run.__dataclass_fields__.keys():
-            raise ValueError(f"--set {text}: the fields are {', '.join(Run.__dataclass_fields__)}")
-        value = (default or {}) | value
-    return name, value
-
-
-def run_script(
-    document: str,
-    experiments: dict,
-    quick: dict,
-    argv: list[str] | None = None,
-    prefix: str = "",
-    options: dict | None = None,
-) -> None:
-    """Run the experiments named on the command line and save `<out>/<prefix><experiment>.json` after each.
-
-    `experiments`: name -> function with keyword settings, `seed` and `device` among them, whose
-    defaults are the paper's; it returns the measured arrays. `quick`: name -> the settings that
-    --quick replaces. `options`: setting -> arguments of `add_argument`, for settings that deserve one;
-    --set changes all others. Bad input ends in one line on stderr and exit code 2.
-    """
-    parser = open_arguments(document, list(experiments))
-    for option, arguments in (options or {}).items():
-        parser.add_argument(f"--{option.replace('_', '-')}", **arguments)
-    parser.add_argument("--set", nargs="+", metavar="NAME=VALUE", help="other settings: keywords of the experiment")
-    args, device, out = close_arguments(parser, argv, list(experiments))
-    given = {option: getattr(args, option) for option in options or {} if getattr(args, option) is not None}
-    known = {
-        key: p.default
-        for name in args.experiments
-        for key, p in inspect.signature(experiments[name]).parameters.items()
-        if key not in ("seed", "device")
-    }
-    try:
-        given |= dict(map(partial(read_setting, known), args.set or ()))
-    except ValueError as error:
-        parser.error(str(error))
-    for option in given.keys() - known.keys():
-        parser.error(f"--{option.replace('_', '-')} is no setting of {', '.join(args.experiments)}")
-    torch.set_num_threads(1)  # loops of small tensors: a second thread costs far more than it brings
-    torch.set_flush_denormal(True)
-    for name in args.experiments:
-        function = experiments[name]
-        settings = {key: p.default for key, p in inspect.signature(function).parameters.items() if key != "device"}
-        settings |= (quick[name] if args.quick else {}) | {"seed": args.seed}
-        settings |= {key: value for key, value in given.items() if key in settings}
-        start = time.perf_counter()
-        try:
-            measured = function(**settings, device=device)
-            path = out / f"{prefix}{name}.json"
-            if measured is not None:  # of a training that other ranks share, rank 0 has the results
-                name = path.stem.removeprefix("benchmark_")
-                save_result(path, name, args, settings, device, time.perf_counter() - start, measured)
-        except (ValueError, OSError) as error:
-            parser.error(f"{name}: {error}")
-        except KeyboardInterrupt:
-            parser.exit(130, f"\n{parser.prog}: {name} interrupted: no result; what is in runs/ is used again\n")
-
-
-PAPER_SWEEPS = {  # what the paper's two networks have in common, as plans of `plan_runs`
-    "lr": {"varied": "learning_rate", "values": (0.01, 0.02, 0.05, 0.1), "replicas": 4},
-    "noise": {
-        "varied": "label_noise",
-        "values": (0.0, 0.2, 0.4, 0.6, 0.8),
-        "replicas": 4,
-        "steps": 1_000_000,
-        "eval_every": 50_000,
-    },
-    "batch": {"varied": "batch_size", "values": (32, 64, 128, 256, 512), "replicas": 4, "learning_rate": 0.02},
-    "drop": {
-        "varied": "learning_rate",
-        "values": (0.1,),
-        "replicas": 8,
-        "steps": 40_000,
-        "eval_every": 1000,
-        "milestones": (10_000, 20_000, 40_000),
-    },
+# Name -> the optimizer of (run, parameters). What assumes SGD says so: see experiments/trained.py.
+OPTIMIZERS = {
+    "sgd": lambda run, parameters, fused: torch.optim.SGD(
+        parameters, lr=run.learning_rate, momentum=run.momentum, weight_decay=run.weight_decay, fused=fused
+    ),
+    "adamw": lambda run, parameters, fused: torch.optim.AdamW(
+        parameters, lr=run.learning_rate, weight_decay=run.weight_decay, fused=fused
+    ),
 }
-SHORT = {"learning_rate": float, "label_noise": float, "batch_size": int}  # options that take several values
-OTHER = {"weight_decay": float, "momentum": float, "steps": int, "warmup_steps": int, "width": int, "eval_every": int}
 
 
-def plan_runs(paper: Run, plan: dict, given: dict, seeds: int | None, first_seed: int) -> list[Run]:
-    """The runs of an experiment: each value of the varied field times each seed; `given` fields win.
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The settings of one training; the defaults are those of the paper's networks.
 
-    `plan`: {"varied": field of Run, "values": its values, "replicas": seeds, ... fields that differ
-    from `paper`}. Milestones scale with the number of steps. Raises ValueError for several values of a
-    field that is not varied, and for values no training can have.
+    Mean cross-entropy; SGD with momentum and coupled weight decay on all parameters; the learning
+    rate rises linearly over `warmup_steps`, then stays, or follows `growth` and the decays (see
+    `learning_rate_at`). `label_noise` is the probability that an example's label is replaced, anew
+    each epoch, by a uniformly drawn other class. `batch_size` is global. `augment`: crops and flips
+    (without `flip`, crops only). `normalize`: images have mean 0 and deviation 1 per channel, else they are in [0, 1].
+    `precision`: auto (bfloat16 where the device is fast at it), bfloat16, float32 or float64. `start` names weights to
+    begin from, relative to the runs' folder. `compile`: torch.compile the network.
+
+    Raises InputError for a setting that is out of its range.
     """
-    fixed = {key: value for key, value in plan.items() if key in Run.__dataclass_fields__}
-    values, steps = plan["values"], fixed.get("steps", paper.steps)
-    for field, value in given.items():
-        if field == plan["varied"]:
-            values = value
-        elif isinstance(value, list) and len(value) > 1:
-            raise ValueError(f"--{field.replace('_', '-')} takes one value where {plan['varied']} is varied")
-        else:
-            fixed[field] = value[0] if isinstance(value, list) else value
-    milestones = tuple(m * fixed.get("steps", steps) // steps for m in fixed.get("milestones", ()))
-    base = dataclasses.replace(paper, **fixed | {"milestones": milestones})
-    replicas = range(first_seed, first_seed + (plan["replicas"] if seeds is None else seeds))
-    values = dict.fromkeys(values)  # each once
-    runs = [dataclasses.replace(base, **{plan["varied"]: value, "seed": seed}) for value in values for seed in replicas]
-    if not runs:
-        raise ValueError(f"no run to do: --seeds {seeds}")
-    for run in runs:
-        positive = min(run.learning_rate, run.batch_size, run.steps, run.width, run.eval_every)
-        pulls = min(run.weight_decay, run.momentum)
-        if not (positive > 0 <= pulls and run.width % 2 == 0 and 0 <= run.label_noise <= 1):
-            raise ValueError(
-                f"impossible settings: {run.name}; learning rate, batch size, steps, width (even), eval_every must be "
-                "positive, label noise 0 to 1, weight decay and momentum not negative"
-            )
-    return runs
+
+    model: str = "vgg16"
+    dataset: str = "cifar10"
+    learning_rate: Positive = 0.1
+    label_noise: Share = 0.0
+    batch_size: Count = 256
+    steps: Steps = 100_000
+    momentum: Momentum = 0.9
+    weight_decay: NotNegative = 5e-4
+    warmup_steps: CountOrZero = 1000
+    width: Width = 64
+    augment: bool = True
+    precision: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
+    seed: Seed = 0
+    start: str = ""
+    eval_every: Count = 5000
+    milestones: tuple[Count, ...] | tuple[()] = ()
+    growth: Positive = 1.0
+    decay_steps: tuple[CountOrZero, ...] | tuple[()] = ()
+    decay_factors: tuple[Positive, ...] | tuple[()] = ()
+    normalize: bool = True
+    flip: bool = True
+    optimizer: Literal[tuple(OPTIMIZERS)] = "sgd"
+    compile: bool = False
+
+    def __post_init__(self):
+        check_settings(Run, dataclasses.asdict(self))
+        if self.width % 2:
+            raise InputError(f"width: expected an even number, not {self.width}")
+        if len(self.decay_steps) != len(self.decay_factors):
+            raise InputError("decay_steps and decay_factors must be equally many")
+
+    @property
+    def name(self) -> str:
+        """Spelled from what differs from the defaults; learning rate and seed always. It names folders."""
+        short = {"learning_rate": "lr", "label_noise": "noise", "batch_size": "batch", "weight_decay": "wd"}
+        always = ("learning_rate", "seed")
+        parts = [self.model, self.dataset]
+        for field in dataclasses.fields(self)[2:]:
+            value = getattr(self, field.name)
+            if value == field.default and field.name not in always:
+                continue
+            text = "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            if field.name == "start":  # settings.json has it in full
+                parent, _, weights = text.rpartition("/")
+                text = f"{zlib.crc32(parent.encode()):08x}-{weights.removesuffix('.pt')}"
+            parts.append(f"{short.get(field.name, field.name.removesuffix('_steps'))}={text}")
+        return "_".join(parts)
 
 
-def with_controls(runs: list[Run]) -> list[Run]:
-    """What tells noise from weight decay: all runs without it, and the lowest learning rate with the highest's pull.
+def learning_rate_at(run: Run, step: int) -> float:
+    """The learning rate of step `step`, counted from 0.
 
-    That is learning rate x weight decay.
+    After the linear warm-up it is multiplied by growth^(100 step / steps) until the first decay, where
+    this factor stays, and by each of `decay_factors` from that one of `decay_steps` on.
     """
-    rates = [run.learning_rate for run in runs]
-    strong = runs[0].weight_decay * max(rates) / min(rates)
-    controls = [dataclasses.replace(run, weight_decay=0.0) for run in runs]
-    controls += [dataclasses.replace(run, weight_decay=strong) for run in runs if run.learning_rate == min(rates)]
-    return [run for run in dict.fromkeys(controls) if run not in runs]
+    rate = run.learning_rate * min(1.0, (step + 1) / max(1, run.warmup_steps))
+    end_of_growth = min(step, *run.decay_steps, run.steps)
+    rate *= run.growth ** (100 * end_of_growth / run.steps)
+    passed = [factor for at, factor in zip(run.decay_steps, run.decay_factors, strict=True) if step >= at]
+    return rate * math.prod(passed)
 
 
-def maps_of(runs: Iterable[Run], folder: Path, classes: int, names: tuple[str, ...]) -> list[dict]:
-    """`distance_maps` of the runs in `folder`, without those that have diverged."""
-    maps = []
-    for run in runs:
-        weights = folder / run.name / f"weights_{run.steps}.pt"
-        if weights.exists():  # a diverged run has none
-            model = globals()[run.model](classes, run.width)
-            model.load_state_dict(load_state(weights, torch.device("cpu")))
-            groups = distance_maps(model, torch.zeros(1, 3, 32, 32), names)
-            maps.append({"run": dataclasses.asdict(run), "groups": groups})
-    return maps
+def epoch_of(run: Run, data: Images, epoch: int) -> Epoch:
+    """The examples of an epoch of `run`, in order, with their crops and labels."""
+    return data.epoch(run.seed, epoch, run.batch_size, run.augment, run.flip, run.label_noise)
 
 
-def run_sweeps(document: str, paper: Run, experiments: dict, quick: dict, argv: list[str] | None = None) -> None:
-    """Train the networks of a deep experiment, over all torchrun ranks; save `<out>/<script>_<name>.json`.
+# ======================================================================================
+# what is logged
+# ======================================================================================
 
-    `experiments`: name -> plan of `plan_runs`; with "branches" (fields), each run is also continued
-    from its weights at each milestone. `quick`: the fields that --quick replaces.
+
+def collapse_columns(report: list[dict]) -> dict[str, list]:
+    """A collapse report by columns, as logs keep it. A new column here is in every log from now on."""
+    keys = ("name", "width", "vanishing", "independent", "effective_rank")
+    return {key: [row[key] for row in report] for key in keys}
+
+
+def collapse_measure(run: Run, model: nn.Module, data: Images) -> Callable[[], dict]:
+    """The function that says of `model`, each time it is called, how far it has collapsed; for logs.
+
+    "groups": of all true groups of neurons; "paper": of the paper's pairs of layers.
     """
-    parser = open_arguments(document, list(experiments))
-    for field, kind in (SHORT | OTHER).items():
-        words = "one value, or several where it is varied" if field in SHORT else "in place of the paper's"
-        parser.add_argument(
-            f"--{field.replace('_', '-')}", type=kind, help=words, **({"nargs": "+"} if field in SHORT else {})
+    example = data.normalized(data.test[:1])
+    groups = neuron_groups(model, example)
+    paper_groups = neuron_groups(model, example, pairing="paper")
+
+    def columns() -> dict:
+        return {
+            "groups": collapse_columns(collapse_report(groups)),
+            "paper": collapse_columns(collapse_report(paper_groups, incoming_mask=True)),
+        }
+
+    return columns
+
+
+def evaluate(model: nn.Module, data: Images, team: Team, precision: str, batch: int = 1000) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy on the test images, shared among the team."""
+    model.eval()
+    loss_and_right = torch.zeros(2, dtype=torch.float64, device=data.test.device)
+    with torch.no_grad(), autocast(data.test.device, precision):
+        for start in range(team.rank * batch, len(data.test), team.size * batch):
+            output = for_the_loss(model(data.normalized(data.test[start : start + batch])))
+            labels = data.test_labels[start : start + batch]
+            loss_and_right[0] += F.cross_entropy(output, labels, reduction="sum")
+            loss_and_right[1] += (output.argmax(1) == labels).sum()
+    team.sum(loss_and_right)
+    model.train()
+    loss, accuracy = (loss_and_right / len(data.test)).tolist()
+    return loss, accuracy
+
+
+# ======================================================================================
+# one training
+# ======================================================================================
+
+
+class Training:
+    """A network in training: all that a checkpoint holds, and what a step does to it.
+
+    model       the network itself; `stepping` is what steps call: compiled, or wrapped for a team
+    step        steps done
+    loss_sum    of the training losses since the last evaluation, on the device
+    bad_step    the first step with a loss that is not finite, on the device; `run.steps` if none was
+    log         a line per evaluation
+    diverged_at the step at which it ended as diverged, or None
+    seconds     spent, all sittings together
+    """
+
+    def __init__(self, run: Run, data: Images, folder: RunFolder, device: torch.device, team: Team, precision: str):
+        self.run, self.folder, self.device, self.team, self.precision = run, folder, device, team, precision
+        dtype = torch.float64 if precision == "float64" else torch.float32
+        self.data = data.prepared(run.normalize, dtype)
+        torch.manual_seed(run.seed)  # of the initial weights
+        model = build_model(run.model, data.classes, run.width, data.size).to(dtype)
+        self.model = model.to(device, memory_format=memory_format(model, device, data.size))
+        fused = device.type == "cuda" or None
+        self.optimizer = OPTIMIZERS[run.optimizer](run, self.model.parameters(), fused)
+        self.step = 0
+        self.loss_sum = torch.zeros((), device=device, dtype=dtype)
+        self.bad_step = torch.tensor(run.steps, device=device)
+        self.log: list[dict] = []
+        self.diverged_at: int | None = None
+        self.seconds = 0.0
+        self.began = time.perf_counter()
+        self.epoch_number = -1
+        self.epoch: Epoch | None = None
+        self.steps_per_epoch = len(data.train) // run.batch_size
+
+    # -------------------------------------------------------------------- checkpoints
+
+    def resume(self) -> None:
+        """Go on from the folder's checkpoint, if there is one; else begin, maybe from other weights."""
+        state = self.folder.load_checkpoint(self.device)
+        if state is not None:
+            self.load(state)
+        elif self.run.start:
+            self.load_weights(self.folder.path.parent / self.run.start)
+        self.began = time.perf_counter() - self.seconds
+
+    def load(self, state: dict) -> None:
+        advice = f"move {self.folder.path} away to begin again"
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError, AttributeError, TypeError):
+            raise InputError(f"{self.folder.checkpoint_file} doesn't fit this run's network; {advice}") from None
+        if not 0 <= state["step"] <= self.run.steps:
+            raise InputError(f"{self.folder.checkpoint_file} is of step {state['step']} of {self.run.steps}; {advice}")
+        self.step, self.log, self.diverged_at = state["step"], state["log"], state["diverged_at"]
+        self.bad_step, self.seconds = state["bad_step"], state.get("seconds", 0.0)
+        sums = state["loss_sum"].flatten()  # a number per rank
+        if len(sums) == self.team.size:
+            self.loss_sum = sums[self.team.rank]
+        else:  # of a team of another size the first rank takes all
+            self.loss_sum = sums.sum() if self.team.leads else torch.zeros_like(self.loss_sum)
+
+    def load_weights(self, path: Path) -> None:
+        if not path.exists():
+            raise InputError(f"{path}, from which {self.run.name} starts, is gone; move {path.parent} away to train it")
+        try:
+            self.model.load_state_dict(load_state(path, self.device))
+        except (RuntimeError, AttributeError, TypeError):
+            raise InputError(f"{path} doesn't hold the weights of {self.run.model}, width {self.run.width}") from None
+
+    def save(self) -> None:
+        self.seconds = time.perf_counter() - self.began
+        sums = torch.zeros(self.team.size, device=self.device, dtype=self.loss_sum.dtype)
+        sums[self.team.rank] = self.loss_sum
+        self.team.sum(sums)
+        self.team.minimum(self.bad_step)
+        if not self.team.leads:
+            return
+        self.folder.save_checkpoint(
+            {
+                "step": self.step,
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "log": self.log,
+                "loss_sum": sums,
+                "bad_step": self.bad_step,
+                "diverged_at": self.diverged_at,
+                "seconds": self.seconds,
+            }
         )
-    parser.add_argument("--precision", choices=["auto", "float32"], help="auto: bfloat16 where the device has it")
-    parser.add_argument("--seeds", type=int, help="number of replicates; --seed is the first")
-    parser.add_argument("--dataset", help=f"a data set of core.load_dataset (the paper: {paper.dataset})")
-    parser.add_argument("--data", default="data", help="folder of the data (default: data)")
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="folder of checkpoints and logs (default: runs)"
-    )
-    parser.add_argument("--controls", action="store_true", help="lr: also no weight decay; and decay without the noise")
-    args, device, out = close_arguments(parser, argv, list(experiments))
-    script, is_first = Path(sys.argv[0]).stem, int(os.environ.get("RANK", 0)) == 0
-    folder = (args.runs / "quick" if args.quick else args.runs) / script
-    torch.set_float32_matmul_precision("high")  # TF32 where there is no bfloat16
-    torch.set_num_threads(1)  # a process per core (torchrun) beats threads, which spin while they wait
-    torch.set_flush_denormal(True)  # what weight decay leaves of collapsed weights is slow to multiply
-    given = {f: getattr(args, f) for f in (*SHORT, *OTHER, "dataset", "precision") if getattr(args, f) is not None}
-    try:
-        plans = {}
-        for name in args.experiments:
-            plan = experiments[name] | (quick | {"replicas": 1} if args.quick else {})
-            if args.quick and "milestones" in plan:
-                plan["milestones"] = tuple(m * plan["steps"] // experiments[name]["steps"] for m in plan["milestones"])
-            runs = plan_runs(paper, plan, given, args.seeds, args.seed)
-            controls = with_controls(runs) if args.controls and name == "lr" else []
-            sizes = {run.batch_size for run in runs}
-            check_teams(sizes, len(runs + controls))
-            if "branches" in plan:
-                check_teams(sizes, sum(len(run.milestones) for run in runs))
-            plans[name] = plan, runs, controls
-        dataset = next(iter(plans.values()))[1][0].dataset
-        data = first_rank_first(lambda: load_dataset(dataset, args.data), device)
-        for name, (plan, runs, controls) in plans.items():
-            start = time.perf_counter()
-            records = sweep(runs + controls, data, folder, device)
-            branches = []
-            if "branches" in plan:
-                fields = plan["branches"] | ({"steps": plan["steps"] // 2, "eval_every": 20} if args.quick else {})
-                starts = [(run, f"{run.name}/weights_{m}.pt") for run in runs for m in run.milestones]
-                branch_runs = [
-                    dataclasses.replace(run, **fields, start=start, milestones=())
-                    for run, start in starts
-                    if (folder / start).exists()
-                ]
-                branches = sweep(branch_runs, data, folder, device)
-            if is_first:
-                ends = dict.fromkeys((runs[0], dataclasses.replace(runs[-1], seed=args.seed)))
-                measured = {
-                    "varied": plan["varied"],
-                    "data_source": data.source,
-                    "runs": records[: len(runs)],
-                    "controls": records[len(runs) :],
-                    "branches": branches,
-                    "maps": maps_of(ends, folder, data.num_classes, plan["maps"]) if "maps" in plan else [],
-                }
-                for record in records + branches:
-                    if record["diverged_at"] is not None:
-                        print(f"{record['name']} diverged at step {record['diverged_at']}", flush=True)
-                settings = dataclasses.asdict(runs[0])
-                result = f"{script.split('_')[0]}_{name}"
-                save_result(
-                    out / f"{result}.json", result, args, settings, device, time.perf_counter() - start, measured
-                )
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+
+    # -------------------------------------------------------------------------- steps
+
+    def start_stepping(self) -> None:
+        """Make what steps call. It shares its parameters with `model`, whose names checkpoints keep."""
+        self.stepping = self.model
+        if self.run.compile:
+            mode = "reduce-overhead" if self.device.type == "cuda" else "default"  # CUDA graphs: fewer launches
+            self.stepping = torch.compile(self.stepping, mode=mode)
+        if self.team.size > 1:
+            self.stepping = DistributedDataParallel(self.stepping, process_group=self.team.group)
+
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        """This process's slice of the global batch: images [B, 3, size, size] and labels [B]."""
+        if self.step // self.steps_per_epoch != self.epoch_number:
+            self.epoch_number = self.step // self.steps_per_epoch
+            self.epoch = epoch_of(self.run, self.data, self.epoch_number)
+        share = self.run.batch_size // self.team.size
+        first = self.step % self.steps_per_epoch * self.run.batch_size + self.team.rank * share
+        images = self.data.normalized(self.data.batch(self.epoch.crops[first : first + share]))
+        return images, self.epoch.labels[first : first + share]
+
+    def take_step(self) -> None:
+        """One step of SGD. Nothing here asks the device for a number: that would wait for it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(self.run, self.step)
+        images, labels = self.next_batch()
+        with autocast(self.device, self.precision):
+            output = self.stepping(images)
+        loss = F.cross_entropy(for_the_loss(output), labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+
+        loss = loss.detach()
+        self.loss_sum += loss
+        first_bad = self.bad_step.clamp_max(self.step)
+        self.bad_step = torch.where(loss.isfinite(), self.bad_step, first_bad)
+        self.step += 1
+
+    def evaluate(self, measure: Callable[[], dict]) -> dict:
+        """A line for the log; if a loss was not finite, `diverged_at` is set and no line is written."""
+        self.team.sum(self.loss_sum)
+        self.team.minimum(self.bad_step)
+        test_loss, accuracy = evaluate(self.model, self.data, self.team, self.precision)
+        if self.bad_step < self.run.steps or not math.isfinite(test_loss):
+            self.diverged_at = min(int(self.bad_step), self.step)
+            return {}
+        steps_since = self.step - (self.log[-1]["step"] if self.log else 0)
+        train_loss = self.loss_sum.item() / self.team.size / steps_since
+        self.loss_sum = torch.zeros_like(self.loss_sum)
+        line = {"step": self.step, "train_loss": train_loss, "test_loss": test_loss, "test_accuracy": accuracy}
+        if self.team.leads:
+            line |= measure()
+            self.folder.append_to_log(line)
+        self.log.append(line)
+        return line
+
+    def told_to_stop(self, signals: StopSignals, until: int) -> int | None:
+        """The number of the signal that has come; a team asks now and then whether one has come to any of its ranks."""
+        if self.team.size == 1:
+            return signals.received
+        if self.step % 20 and self.step < until:
+            return None
+        received = torch.tensor(signals.received or 0, device=self.device)
+        self.team.maximum(received)
+        return int(received) or None
+
+    def outcome(self) -> dict:
+        return {"log": self.log, "diverged_at": self.diverged_at, "seconds": round(self.seconds, 1)}
+
+
+def check_batch_size(run: Run, images: int) -> None:
+    """Raises InputError for a batch of more than all training images."""
+    if run.batch_size > images:
+        raise InputError(f"batch size {run.batch_size} is larger than the {images} training images")
+
+
+def settings_of(run: Run, folder: RunFolder, data: Images, device: torch.device, is_first: bool) -> dict:
+    """What the folder's settings.json says, after the check that it is this run, with these data.
+
+    The precision is resolved when a run begins, and kept wherever it goes on.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(Run)}
+    decided_once = {"resolved_precision": resolve_precision(run.precision, device)}
+    settings = dataclasses.asdict(run) | {"data_hash": data.content_hash}
+    possible = ("bfloat16", "float32") if run.precision == "auto" else (run.precision,)
+    agreed = folder.agree_on_settings(settings, defaults | {"data_hash": data.content_hash}, decided_once, is_first)
+    precision = agreed["resolved_precision"]
+    if precision not in possible:
+        raise InputError(f"{folder.settings_file}: resolved_precision is {precision!r}, not {' or '.join(possible)}")
+    if is_first and precision == "bfloat16" and not fast_bfloat16(device):
+        print(f"{run.name} began in bfloat16 and goes on in it; this machine is slow at it", flush=True)
+    return agreed
+
+
+def train(
+    run: Run,
+    data: Images,
+    folder: str | Path,
+    device: torch.device,
+    team: Team = ALONE,
+    title: str | None = "training",
+    measure: Callable[[Run, nn.Module, Images], Callable[[], dict]] = collapse_measure,
+    until: int | None = None,
+) -> dict:
+    """Train one network, or go on with it, in `folder`; returns its log, "diverged_at" (step or None) and "seconds".
+
+    Writes settings.json, log.jsonl (a line per evaluation: step, losses, accuracy, collapse of every
+    group), checkpoint.pt, and weights_<step>.pt at each milestone and at the end. A finished run is
+    read, not run. Loss NaN or infinite ends the run as diverged at that step. SIGTERM and Ctrl-C
+    save and exit (143, 130). `until`: go no further than this step, one of the run's milestones or evaluations.
+    `title` is shown with the progress; None: nothing is shown.
+    `measure(run, model, data)` is called once and returns a function that is called at each
+    evaluation for more columns of the log; it must leave the model and global random numbers alone.
+
+    Raises InputError for settings that differ or impossible ones, or if it can't write.
+    """
+    until = run.steps if until is None else until
+    check_batch_size(run, len(data.train))
+    advice = f"{run.name} needs a lower --batch-size or --width, or more GPUs"
+    run_folder = RunFolder(folder)
+    with run_folder.locked(team.leads), StopSignals() as signals, memory_errors(advice):
+        settings = settings_of(run, run_folder, data, device, team.leads)
+        training = Training(run, data, run_folder, device, team, settings["resolved_precision"])
+        training.resume()
+        if team.leads:
+            run_folder.start_log(training.log)
+        if training.step >= until or training.diverged_at is not None:
+            return training.outcome()
+
+        training.start_stepping()
+        resolved = dataclasses.replace(run, precision=training.precision)
+        columns = measure(resolved, training.model, training.data)
+        stops = {*run.milestones, run.steps}
+        with TrainingProgress(title, run.steps, training.step, show=title is not None) as progress:
+            while training.step < until:
+                training.take_step()
+                progress.step()
+                if training.step % run.eval_every == 0 or training.step in stops:
+                    line = training.evaluate(columns)
+                    if team.leads and training.step in stops and line:
+                        run_folder.save_weights(training.step, training.model.state_dict())
+                    training.save()
+                    if training.diverged_at is not None:
+                        break
+                    progress.evaluated(line["train_loss"], line["test_accuracy"])
+                elif training.step == until:  # stopped between two evaluations
+                    training.save()
+                signal = training.told_to_stop(signals, until)
+                if signal is not None:
+                    training.save()
+                    stop(run, training.step, signal, team)
+    return training.outcome()
+
+
+def stop(run: Run, step: int, signal: int, team: Team):
+    """Leave after a signal: everything is saved."""
+    if team.leads:
+        line = f"{run.name} stopped at step {step} of {run.steps} and saved; the same command goes on from there"
+        print(f"\n{line}", file=sys.stderr, flush=True)
+    raise SystemExit(128 + signal)
+
+
+# ======================================================================================
+# many trainings
+# ======================================================================================
+
+
+@dataclasses.dataclass(frozen=True)
+class Branch:
+    """A training that goes on from the weights that another has at `milestone`, at other settings."""
+
+    milestone: int
+    run: Run
+
+
+@dataclasses.dataclass
+class Sweep:
+    """What `sweep` returns: a record {"run": settings, "name", "log", "diverged_at", "seconds"} a training."""
+
+    runs: list[dict]
+    branches: list[dict]
+
+    @property
+    def seconds(self) -> float:
+        """Of all trainings and all their sittings together."""
+        return sum(record["seconds"] for record in self.runs + self.branches)
+
+
+def train_with_branches(run: Run, branches: list[Branch], stop_at: int | None, train_one) -> tuple[dict, list[dict]]:
+    """Train `run`, and each branch as soon as the weights that it starts from are there.
+
+    `train_one(run, until)` trains; `stop_at`: no further than that step, and no branches from later ones.
+    """
+    branch_records = []
+    for branch in branches:
+        if stop_at is not None and branch.milestone > stop_at:
+            continue
+        parent = train_one(run, branch.milestone)
+        if parent["diverged_at"] is None:
+            branch_records.append(train_one(branch.run, None))
+    return train_one(run, stop_at), branch_records
+
+
+def sweep(
+    runs: list[Run],
+    dataset: Dataset,
+    folder: str | Path,
+    device: torch.device,
+    branches: dict[Run, list[Branch]] | None = None,
+    stop_at: int | None = None,
+    measure=collapse_measure,
+) -> Sweep | None:
+    """Train all runs, shared among the torchrun ranks; safe to run again. `dataset`: of `load_dataset`.
+
+    `branches`: of a run, trained by the same team as soon as their milestone is reached. `stop_at`: train no run
+    further than this step. `measure`: see `train`. On rank 0 it returns all records and prints a table, on the other
+    ranks None. Batches that a team can't divide are refused (InputError) before anything starts.
+    """
+    teams.check_teams({run.batch_size for run in runs}, len(runs))
+    for run in runs:
+        check_batch_size(run, len(dataset.train_images))
+    team = teams.form_team(len(runs), device)
+    data = Images(dataset, runs[0].dataset, device)
+    shows = team.index == 0 and team.leads
+    records = {}
+    for k in range(team.index, len(runs), team.teams):
+        title = f"run {k + 1} of {len(runs)}" if shows else None
+
+        def train_one(run, until, title=title):
+            record = train(run, data, Path(folder) / run.name, device, team, title, measure, until)
+            return {"run": dataclasses.asdict(run), "name": run.name, **record}
+
+        run_branches = (branches or {}).get(runs[k], [])
+        record = train_with_branches(runs[k], run_branches, stop_at, train_one)
+        if team.leads:
+            records[k] = record
+    records = teams.gather(records)
+    if records is None:
+        return None
+    in_order = [records[k] for k in range(len(runs))]
+    result = Sweep([record for record, _ in in_order], [one for _, some in in_order for one in some])
+    print_table(result)
+    return result
+
+
+def print_table(result: Sweep) -> None:
+    """How each training ended: a line of at most 100 columns each."""
+    first = result.runs[0]["run"]
+    print(f"\n{first['model']} on {first['dataset']}, width {first['width']}")
+    print(f"{'run':<46} {'step':>9} {'loss':>8} {'accuracy':>9} {'independent':>12} {'time':>10}")
+    for record in result.runs + result.branches:
+        run = record["run"]
+        about = f"rate {run['learning_rate']:g}, noise {run['label_noise']:g}, batch {run['batch_size']}"
+        if run["weight_decay"] != first["weight_decay"]:
+            about += f", decay {run['weight_decay']:g}"
+        if run["start"]:
+            milestone = run["start"].rpartition("_")[2].removesuffix(".pt")
+            about = f"  from step {milestone} at rate {run['learning_rate']:g}"
+        about += f", seed {run['seed']}"
+        time_spent = duration(record["seconds"])
+        if record["diverged_at"] is not None:
+            print(f"{about:<46} {record['diverged_at']:>9,} diverged {time_spent:>33}")
+            continue
+        if not record["log"]:
+            continue
+        last = record["log"][-1]
+        line = f"{about:<46} {last['step']:>9,} {last['train_loss']:>8.3f} {last['test_accuracy']:>9.3f}"
+        groups = last.get("groups")
+        if groups:
+            line += f" {sum(groups['independent']) / sum(groups['width']):>12.3f}"
+        print(f"{line} {time_spent:>10}")
+    print(flush=True)

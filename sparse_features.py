@@ -4,12 +4,15 @@ Andriushchenko, Varre, Pillaud-Vivien & Flammarion, *SGD with Large Step Sizes L
 The loss stabilises at the noise of a large step; the longer that lasts, the lower the rank of the Jacobian and the
 sparser the features. The published runs change height and divisor of the step with its duration; "clean" runs don't.
 
-  diagonal     diagonal linear networks: SGD, GD and the effective SDE; steps as published and by a rule
-               that transfers; the loss surface                                                    2 minutes
-  regression   1-D regression, two-layer ReLU network of width 100                               half a minute
-  relu         teacher-student, two and three layers                                             half a minute
-  deep         ResNet-18 or -34, DenseNet-100-12, VGG-16 on images: torchrun and GPUs; one CPU core, 40 minutes:
-               --width 8 --batch-size 128 --steps 2400 --evaluations 10 --small 0.05
+  diagonal     diagonal linear networks, 80 examples, 200 dimensions, 100,001 steps of 0.282 for 10, 30,
+               50 % of the run: rank 109, 68, 58; SGD, GD and the effective SDE, steps as published
+               and by a rule that transfers; the loss surface                                      3 minutes
+  regression   1-D regression, two-layer ReLU network of width 100, peak step 0.02, 31,623 steps: rank 19
+               instead of 85                                                                  half a minute
+  relu         teacher-student, two layers (step 0.455, rank 16, 12, 7 instead of 26) and three
+               layers (rank 150, 125, 102 instead of 150)                                         2 minutes
+  deep         ResNet-18 or -34, DenseNet-100-12, VGG-16 on images, large step 0.75, 100 epochs: torchrun and GPUs;
+               one CPU core, 40 minutes: --width 8 --batch-size 128 --steps 2400 --evaluations 10 --small 0.05
 
   python sparse_features.py diagonal regression relu
   torchrun --nproc_per_node=7 sparse_features.py deep --recipe full --seeds 3
@@ -17,200 +20,311 @@ sparser the features. The published runs change height and divisor of the step w
 Every seed is a run in one tensor. Expect many of the published large steps to diverge: counted, never dropped.
 """
 
+import lib.interrupts  # noqa: F401  # isort: skip  (first: from here on Ctrl-C leaves no traceback)
+
 import math
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 import core
-import sparse_networks
-import sparse_toys as toys
-from core import Run, load_dataset, run_script
-from sparse_toys import mlp, moments, ramp, records
+from core import Run, load_dataset
+from experiments import block_features, diagonal_networks, plain_networks, relu_networks
+from experiments.diagonal_networks import Group, Noise, draw_regression, stable_gamma
+from experiments.relu_networks import Net, Problem, Schedule
+from experiments.seed_records import landmarks, moments
+from lib import teams
+from lib.command import run_script
+from lib.errors import InputError
+from lib.precision import PRECISIONS
+from lib.results import default_folder
+from lib.settings import Count, Positive, Range, Seed, checked
+
+Steps = Annotated[int, Range(low=100)]
+Points = Annotated[int, Range(low=8)]  # at which a run is looked at, about
+
+
+def own_seeds(seed: int, count: int, first: int = 0) -> range:
+    """`count` seeds of numpy's streams that no other --seed has; `first` is --seed 0's first."""
+    return range(first + seed * count, first + (seed + 1) * count)
+
 
 # ======================================================================================
 # Diagonal linear networks
 # ======================================================================================
 
+DURATIONS = (0.1, 0.3, 0.5)  # shares of the run
+PUBLISHED_DROPS = ((0.1, 4.8), (0.3, 3.4), (0.5, 1.5))  # duration of the large step, and by what it is divided
+CYCLE_LEVELS = (0.9, 0.95, 1.02, 1.05, 1.08, 1.1, 1.13, 1.16, 1.2, 1.23)  # eta y of the scalar model
+RULE, SMALL_RULE = 1.65, 0.33  # c of `stable_gamma`: as large as survives on most data sets, and a fifth of it
+TRANSFER_STREAMS = 8
 
-def diagonal_runs(problems, groups, steps, points, order=None, ranks=True, **noise) -> list[dict]:
-    """Records of `diagonal_walk`. `groups`: dicts with gamma, decay (share of the run, 0: never), divisor, delta."""
-    x, test, target = (torch.stack(tensors) for tensors in zip(*problems, strict=True))
-    y, y_test = ((matrix @ target[..., None])[..., 0] for matrix in (x, test))
-    reduced = torch.linalg.qr(test[:, : 2 * x.shape[2]], mode="r")[1]  # singular values of test inputs * w, but square
-    squares, times, looks = x.square(), moments(steps, points), []
-    rank_times = toys.landmarks(steps, points)
-    settings = [(g["gamma"], int(g["decay"] * steps) or -1, g["divisor"], g["delta"]) for g in groups]
-    for t, p, q in toys.diagonal_walk(x, y, settings, times, order, **noise):
-        product, size = (p * p - q * q) / 4, (p * p + q * q) / 2  # u v, and u^2 + v^2
-        residual = product @ x.mT - y[:, None]
-        pull = residual.square() * (size @ squares.mT)  # r_i^2 |phi_i|^2
-        slope = (residual @ x / x.shape[1]).square() * size  # |grad L|^2
-        look = {
-            "train": residual.square().mean(-1) / 2,
-            "test": (product @ test.mT - y_test[:, None]).square().mean(-1) / 2,
-            "noise": pull.mean(-1) - slope.sum(-1),  # E |Phi^T xi|^2
-            "jacobian": (size @ squares.sum(1)[..., None])[..., 0],  # |Phi|_F^2
-            "l0": (product.abs() > 1e-50).double().sum(-1),
-            "l0_coarse": (product.abs() > 1e-4).double().sum(-1),
-            "norm": size.sum(-1).sqrt(),
-            "balance": ((p + q).abs() - (p - q).abs()).norm(dim=-1) / 2,
-        }
-        broken = ~look["train"].isfinite()
-        look |= {name: torch.where(broken, math.nan, value) for name, value in look.items()}
-        if ranks and t in rank_times:
-            rank = toys.jacobian_ranks(reduced[:, None] * size.sqrt()[..., None, :], (1e-15, 1e-4), gram=False)
-            look["rank"], look["rank_coarse"] = rank
-        looks.append(look)
-    return records(groups, times, looks)
+SGD_GROUPS = [
+    Group("small", 0.05),
+    Group("published small", 0.25),
+    *(Group("published", 0.282, decay, divisor) for decay, divisor in PUBLISHED_DROPS),
+    *(Group("clean", 0.27, decay, 4.8) for decay in DURATIONS),
+]
+GD_GROUPS = [Group("small", 2.0), *(Group("published", 3.53, decay, divisor) for decay, divisor in PUBLISHED_DROPS)]
+SDE_GROUPS = [
+    Group("true", 0.05, delta="true"),
+    Group("true", 0.25, delta="true"),
+    Group("true", 0.282, 0.5, 4.8, delta="true"),
+    *(Group("constant", 0.282, decay, 1.0, delta=0.04) for decay in DURATIONS),
+    Group("constant", 0.282, 0.5, 1.0, delta=0.01),
+]
 
 
-def diagonal(seeds=32, steps=100_001, data_seeds=8, points=40, seed=0, device="cpu") -> dict:
+@checked
+def diagonal(
+    seeds: Count = 32,
+    steps: Steps = 100_001,
+    data_seeds: Count = 8,
+    points: Points = 40,
+    surface_grid: Points = 121,
+    seed: Seed = 0,
+    device: str | torch.device = "cpu",
+) -> dict:
     """SGD on data A (80 examples, 200 dimensions), SGD and GD on data B (40, 100), the effective SDE on A.
 
-    Records of groups of runs (`toys.records`): "sgd"; "sgd_b" (four times the seeds), "gd_b"; "sde" (half the seeds);
-    "transfer", 8 SGD seeds on each of several data sets like A, with the published step and with the rule
-    c / mean |grad h|^2. "surface": the loss in a plane; "cycle": the scalar model of stabilisation.
+    Records of groups of runs (`seed_records.records`): "sgd"; "sgd_b" (four times the seeds), "gd_b"; "sde" (half the
+    seeds); "transfer", 8 SGD seeds on each of several data sets like A, with the published step and with the rule
+    c / mean |grad h|^2; "duration", the same by the rule for 10, 30 and 50 % of the run. "surface": the loss in a
+    plane, on `surface_grid` points a side; "cycle": the scalar model of stabilisation.
     """
-    if min(seeds, steps // 100, data_seeds, points // 8) < 1:
-        raise ValueError("seeds, data seeds: at least 1; points: 8; steps: 100")
+    data_streams = own_seeds(seed, data_seeds)
+    a = draw_regression(80, 200, 20, data_streams[0], device)
+    b = draw_regression(40, 100, 20, data_streams[0], device)
+    several = [draw_regression(80, 200, 20, stream, device) for stream in data_streams]
+    order_a = diagonal_networks.orders(80, steps, own_seeds(seed, seeds, first=1)).to(device)
+    order_b = diagonal_networks.orders(40, steps, own_seeds(seed, 4 * seeds, first=1)).to(device)  # most diverge there
+    order_transfer = order_a[:, :TRANSFER_STREAMS]
+    run = partial(diagonal_networks.diagonal_runs, steps=steps, points=points)
 
-    def group(name, gamma, decay=0.0, divisor=1.0, delta=0.0):
-        return {"name": name, "gamma": gamma, "decay": decay, "divisor": divisor, "delta": delta}
-
-    a, b = (tuple(t.to(device) for t in toys.diagonal_data(n, d, 20, seed)) for n, d in ((80, 200), (40, 100)))
-    streams = range(seed + 1, seed + 1 + seeds)
-    order_a = toys.orders(80, steps, streams).to(device)
-    order_b = toys.orders(40, steps, range(seed + 1, seed + 1 + 4 * seeds)).to(device)  # most diverge there
-    published = [group("published", 0.282, *drop) for drop in ((0.1, 4.8), (0.3, 3.4), (0.5, 1.5))]
-    clean = [group("clean", 0.27, decay, 4.8) for decay in (0.1, 0.3, 0.5)]
-    small = [group("small", 0.05), group("published small", 0.25)]
-    found = {"sgd": diagonal_runs([a], small + published + clean, steps, points, order_a)}
-    rule = toys.stable_gamma(1.65, b[0], b[2])
-    runs = [group("small", 0.05), group("published", 0.272, 0.5, 20.0), group("rule", rule, 0.5, 20.0)]
-    found["sgd_b"] = diagonal_runs([b], runs, steps, points, order_b)
-    runs = [group("small", 2.0), *(group("published", 3.53, *drop) for drop in ((0.1, 4.8), (0.3, 3.4), (0.5, 1.5)))]
-    found["gd_b"] = diagonal_runs([b], runs, steps, points, seeds=1)
-    runs = [
-        group("true", 0.05, delta="true"),
-        group("true", 0.25, delta="true"),
-        group("true", 0.282, 0.5, 4.8, "true"),
+    rule_b = stable_gamma(RULE, b)
+    sgd_b_groups = [Group("small", 0.05), Group("published", 0.272, 0.5, 20.0), Group("rule", rule_b, 0.5, 20.0)]
+    rule = torch.tensor([stable_gamma(RULE, problem) for problem in several])
+    small_rule = torch.tensor([stable_gamma(SMALL_RULE, problem) for problem in several])
+    transfer_groups = [
+        Group("published", 0.282, 0.3, 4.8),
+        Group("rule", rule, 0.3, 4.8),
+        Group("small rule", small_rule),
     ]
-    runs += [group("constant", 0.282, decay, 1.0, 0.04) for decay in (0.1, 0.3, 0.5)]
-    runs += [group("constant", 0.282, 0.5, 1.0, 0.01)]
-    draw = torch.Generator().manual_seed(seed)
-    found["sde"] = diagonal_runs([a], runs, steps, points, generator=draw, seeds=max(seeds // 2, 1))
-    several = [tuple(t.to(device) for t in toys.diagonal_data(80, 200, 20, k)) for k in range(seed, seed + data_seeds)]
-    gammas = {c: torch.tensor([toys.stable_gamma(c, x, target) for x, _, target in several]) for c in (0.33, 1.65)}
-    runs = [
-        group("published", 0.282, 0.3, 4.8),
-        group("rule", gammas[1.65], 0.3, 4.8),
-        group("small rule", gammas[0.33]),
-    ]
-    found["transfer"] = diagonal_runs(several, runs, steps, points, order_a[:, :8], ranks=False)
-    found |= {"times": moments(steps, points), "rank_times": toys.landmarks(steps, points)}
-    found["surface"] = toys.surface(2 * seeds, points, seed)
-    levels = (0.9, 0.95, 1.02, 1.05, 1.08, 1.1, 1.13, 1.16, 1.2, 1.23)
-    return found | {"cycle": {"a": levels, "losses": toys.cycles(levels)}}
+    duration_groups = [Group("rule", rule, decay, 4.8) for decay in DURATIONS]
+    noise = Noise(torch.Generator().manual_seed(seed), streams=max(seeds // 2, 1))
+    return {
+        "sgd": run([a], SGD_GROUPS, order=order_a, plateaus=True),
+        "sgd_b": run([b], sgd_b_groups, order=order_b),
+        "gd_b": run([b], GD_GROUPS),
+        "sde": run([a], SDE_GROUPS, noise=noise),
+        "transfer": run(several, transfer_groups, order=order_transfer, ranks=False),
+        "duration": run(several, duration_groups, order=order_transfer),
+        "times": moments(steps, points),
+        "rank_times": landmarks(steps, points),
+        "surface": diagonal_networks.surface(2 * seeds, points, seed, surface_grid),
+        "cycle": {"a": CYCLE_LEVELS, "losses": diagonal_networks.cycles(CYCLE_LEVELS)},
+    }
 
 
 # ======================================================================================
-# ReLU networks
+# ReLU networks: 1-D regression
 # ======================================================================================
 
-
-def relu_runs(problem, groups, steps, points, order, correlation, extra=()):
-    """Records of `mlp_walk`, the parameters [G, K, P] at the times `extra`, and those at the end.
-
-    `problem`: net, start theta [K, P], train x, y, test x, y, and inputs [K, P, d] of the Jacobian whose rank is taken.
-    """
-    net, start, x, y, x_test, y_test, inputs = problem
-    keys = ("gamma", "peak", "power", "decay", "divisor")
-    rate = np.stack([toys.rates(steps, *(g[key] for key in keys)) + np.zeros(len(x)) for g in groups], 1)
-    times, looks, kept = moments(steps, points), [], []
-    for t, theta in toys.mlp_walk(start, x, y, rate, order, {*times, *extra}, net):
-        if t in extra:
-            kept.append(theta.clone())
-        if t not in times:
-            continue
-        (f, hidden, _), (f_test, *_) = mlp(theta, x, *net, False), mlp(theta, x_test, *net, False)
-        look = {"train": (f - y).square().mean(-1), "test": (f_test - y_test).square().mean(-1)}
-        look |= {f"sparsity_{k + 1}": toys.sparsities(one, correlation) for k, one in enumerate(hidden)}
-        look["rank"] = torch.stack([toys.jacobian_ranks(mlp(one, inputs, *net)[2], (1e-4,))[0] for one in theta])
-        looks.append({name: torch.where(look["train"].isfinite().cpu(), v.cpu(), math.nan) for name, v in look.items()})
-    return records(groups, times, looks), kept, theta
+STRIP = (99, 420, 1300, 6500, 15_000, 31_000)  # steps of 31,623 at which the published figure shows the function
+FITTED = 0.05  # training loss below which a run passes through the points, nearly
 
 
-def regression(seeds=32, steps=31_623, points=16, seed=0, device="cpu") -> dict:
+@checked
+def regression(
+    seeds: Count = 32,
+    steps: Steps = 31_623,
+    points: Points = 16,
+    seed: Seed = 0,
+    device: str | torch.device = "cpu",
+) -> dict:
     """Twelve points on a line, two layers of width 100, large initialisation; feature sparsity at correlation 0.999.
 
     Published: the warm-up factor is f times the duration, so that the peak grows with its square. Clean: peak and
     duration apart. "functions" [6 times, groups, 121] on "grid", of the first seed that two schedules fit ("shown").
     """
-    if min(seeds, steps // 100, points // 4) < 1:
-        raise ValueError("seeds must be at least 1, points 4, steps 100")
+    problem = draw_line(own_seeds(seed, seeds), steps, device)
+    schedules = line_schedules()
+    strip = [step * steps // 31_623 for step in STRIP]
+    runs = relu_networks.train_and_look(problem, schedules, steps, points, correlation=0.999, keep_at=strip)
+
+    published = runs.records[:2]
+    both_fit = torch.stack([group["final"]["train"] < FITTED for group in published]).all(0)
+    shown = int(both_fit.int().argmax())  # the first
+    grid = torch.linspace(-1.5, 1.6, 121, dtype=problem.x.dtype, device=problem.x.device)
+    functions = [relu_networks.forward(theta[:3, shown], grid[:, None], problem.net).output for theta in runs.kept]
+    return {
+        "times": moments(steps, points),
+        "groups": runs.records,
+        "grid": grid,
+        "strip_times": strip,
+        "functions": torch.stack(functions),
+        "shown": shown,
+        "x": problem.x[0, :, 0],
+        "y": problem.y[0],
+    }
+
+
+def draw_line(seeds: range, steps: int, device: str | torch.device) -> Problem:
+    """The twelve points, which are train and test data, and each seed's start, order and inputs of the rank."""
     x = (torch.arange(12, dtype=torch.float64, device=device)[:, None] - 5.5) / 4 + 0.07
     y = 0.345 + torch.tensor([-2, 1.5, 0, 0, 2, 1, 0, -1, 0, 1, 2, -1], dtype=x.dtype, device=device)
-    draws = [np.random.RandomState(k) for k in range(seed, seed + seeds)]
-    start = [np.concatenate([d.choice([-2.5, 2.5], 100), 2.5 * d.randn(100), 4 * d.randn(100)]) for d in draws]
-    order = torch.from_numpy(np.stack([d.randint(12, size=steps) for d in draws], 1)).to(device)
-    inputs = torch.from_numpy(np.stack([d.uniform(-1.305, 1.445, (300, 1)) for d in draws])).to(x)
-    gamma, net = 2e-4, ((1, 100, 1), (True, False))
-    groups = []
+    width = 100
+    starts, orders, rank_inputs = [], [], []
+    for seed in seeds:
+        draw = np.random.RandomState(seed)
+        hidden_weights = draw.choice([-2.5, 2.5], width)
+        hidden_biases = 2.5 * draw.randn(width)
+        output_weights = 4 * draw.randn(width)
+        starts.append(np.concatenate([hidden_weights, hidden_biases, output_weights]))
+        orders.append(draw.randint(12, size=steps))
+        rank_inputs.append(draw.uniform(-1.305, 1.445, (3 * width, 1)))
+    x = x.expand(len(seeds), 12, 1)
+    y = y.expand(len(seeds), 12)
+    return Problem(
+        net=Net((1, width, 1), (True, False)),
+        start=torch.from_numpy(np.stack(starts)).to(x),
+        x=x,
+        y=y,
+        x_test=x,
+        y_test=y,
+        rank_inputs=torch.from_numpy(np.stack(rank_inputs)).to(x),
+        order=torch.from_numpy(np.stack(orders, 1)).to(device),
+    )
+
+
+def line_schedules() -> list[Schedule]:
+    """Published: short, long, over-regularised; then duration apart, at the long one's peak and at the short one's."""
+    gamma = 2e-4
+    schedules = []
     for f, share, divisor in ((400, 0.02, 2.5), (400, 0.5, 3.0), (500, 0.5, 3.0)):
-        groups.append(ramp(f"published {f}", gamma, share, divisor, gamma * (1 + (f * share - 1) * share)))
-    low, high = groups[0]["peak"], groups[1]["peak"]
-    groups += [ramp("clean", gamma, share, 3.0, high) for share in (0.02, 0.1, 0.3, 0.5)]
-    groups += [ramp("clean low", gamma, share, 3.0, low) for share in (0.02, 0.5)]
-    x, y = x.expand(seeds, 12, 1), y.expand(seeds, 12)
-    problem = net, torch.from_numpy(np.stack(start)).to(x), x, y, x, y, inputs
-    strip = [t * steps // 31_623 for t in (99, 420, 1300, 6500, 15_000, 31_000)]
-    found, kept, _ = relu_runs(problem, groups, steps, points, order, 0.999, strip)
-    grid = torch.linspace(-1.5, 1.6, 121, dtype=x.dtype, device=x.device)
-    fit = torch.stack([group["final"]["train"] < 0.05 for group in found[:2]]).all(0)
-    shown = int(fit.int().argmax())  # the first
-    functions = [mlp(theta[:3, shown], grid[:, None], *net, False)[0] for theta in kept]
-    return {"times": moments(steps, points), "groups": found, "grid": grid, "strip_times": strip,
-            "functions": torch.stack(functions), "shown": shown, "x": x[0, :, 0], "y": y[0]}  # fmt: skip
+        peak = gamma * (1 + (f * share - 1) * share)
+        schedules.append(Schedule(f"published {f}", gamma, share, divisor, peak))
+    low, high = schedules[0].peak, schedules[1].peak
+    for share in (0.02, *DURATIONS):
+        schedules.append(Schedule("clean", gamma, share, 3.0, high))
+    for share in (0.02, 0.5):
+        schedules.append(Schedule("clean low", gamma, share, 3.0, low))
+    return schedules
 
 
-def relu(seeds=64, steps=14_126, deep_steps=10_001, points=16, seed=0, device="cpu") -> dict:
+# ======================================================================================
+# ReLU networks: teacher-student
+# ======================================================================================
+
+LADDER = np.array(
+    [0.2, 0.25, 0.3, 0.35, 0.4, 0.455, 0.52, 0.6]
+)  # steps of which each seed's largest stable one is sought
+TWO_LAYER_DROPS = ((0.1, 2.0), (0.3, 4.0), (0.5, 5.0))  # published: duration, divisor
+THREE_LAYER_DROPS = ((0.1, 3.5), (0.3, 2.5), (0.5, 5.0))
+DATA_SEEDS = {"two": 1, "three": 6}  # of the reference's one teacher and data set
+
+
+@checked
+def relu(
+    seeds: Count = 64,
+    steps: Steps = 14_126,
+    deep_steps: Steps = 10_001,
+    points: Points = 16,
+    seed: Seed = 0,
+    device: str | torch.device = "cpu",
+) -> dict:
     """Teacher-student: 2-20-1 on the circle, 15 examples; 5-10-10-1 on the sphere, 50; teacher and data of each seed.
 
     Two layers, "edge": the largest of a grid of steps with which that seed survives half the run; the same divisor for
     all durations. Three layers, "clean": the same peak and divisor. "neurons" of the first seed: w |a|, signs of a.
+    What was tried to find the published two-layer trend: "two_stable", the published divisors at each seed's largest
+    stable step; "two_variants", the division before or after the step; "two_fixed" and "three_fixed", teacher and data
+    drawn once, as published.
     """
-    if min(seeds, steps // 100, deep_steps // 100, points // 4) < 1:
-        raise ValueError("seeds must be at least 1, points 4, steps 100")
-
-    two, order, teacher = toys.students(toys.two_layers, steps, range(seed, seed + seeds), device)
-    ladder = np.array([0.2, 0.25, 0.3, 0.35, 0.4, 0.455, 0.52, 0.6])
-    rate = np.repeat(ladder[None, :, None], steps, 0) + np.zeros(seeds)
-    *_, (_, tried) = toys.mlp_walk(*two[1:4], rate, order, [steps // 2], two[0])
-    survived = tried.isfinite().all(-1).cpu().numpy()  # [ladder, seeds]
-    edge = np.where(survived.any(0), ladder[len(ladder) - 1 - survived[::-1].argmax(0)], ladder[0])
-    groups = [ramp("small", 0.13)]
-    groups += [ramp("published", 0.455, *drop) for drop in ((0.1, 2.0), (0.3, 4.0), (0.5, 5.0))]
-    groups += [ramp("edge", edge, decay, 4.0) for decay in (0.1, 0.3, 0.5)]
-    found, _, theta = relu_runs(two, groups, steps, points, order, 0.99)
-    shown = {"teacher": teacher[0], "start": two[1][0], "small": theta[0, 0], "edge": theta[6, 0]}
-    three, order, _ = toys.students(toys.three_layers, deep_steps, range(seed, seed + seeds), device)
-    groups = [ramp("small", 0.011)]
-    for decay, divisor in ((0.1, 3.5), (0.3, 2.5), (0.5, 5.0)):
-        groups.append(ramp("published", 0.04, decay, divisor, 0.04 * (1 + 5 * math.sqrt(decay)), 0.5))
-    groups += [ramp("clean", 0.04, decay, 3.5, groups[2]["peak"], 0.5) for decay in (0.1, 0.3, 0.5)]
-    deeper, *_ = relu_runs(three, groups, deep_steps, points, order, 0.99)
-    return {
-        "two": found,
-        "two_times": moments(steps, points),
-        "ladder": ladder,
-        "survived": survived.sum(1),
-        "edge": edge,
-        "three": deeper,
-        "three_times": moments(deep_steps, points),
-        "neurons": {name: toys.neurons(one) for name, one in shown.items()},
+    streams = own_seeds(seed, seeds)
+    look = {"points": points, "correlation": 0.99}
+    two, teachers = relu_networks.teacher_student(relu_networks.TWO_LAYERS, steps, streams, device)
+    survived, edge = largest_stable(two, steps)
+    small = Schedule("small", 0.13)
+    published = [Schedule("published", 0.455, *drop) for drop in TWO_LAYER_DROPS]
+    at_edge = [Schedule("edge", edge, decay, 4.0) for decay in DURATIONS]
+    relative = [Schedule("relative", edge, *drop) for drop in TWO_LAYER_DROPS]
+    step_first = [schedule._replace(name="step first", delay=1) for schedule in published]
+    schedules = [small, *published, *at_edge, *relative, *step_first]
+    runs = relu_networks.train_and_look(two, schedules, steps, **look)
+    decay_first_runs = [record | {"name": "decay first"} for record in named(runs.records, "published")]
+    longest_edge = max(k for k, schedule in enumerate(schedules) if schedule.name == "edge")
+    shown = {
+        "teacher": teachers[0],
+        "start": two.start[0],
+        "small": runs.theta[0, 0],
+        "edge": runs.theta[longest_edge, 0],
     }
+
+    two_fixed, _ = relu_networks.teacher_student(
+        relu_networks.TWO_LAYERS, steps, streams, device, DATA_SEEDS["two"] + seed
+    )
+    _, edge_fixed = largest_stable(two_fixed, steps)
+    relative_fixed = [Schedule("relative", edge_fixed, *drop) for drop in TWO_LAYER_DROPS]
+    fixed_runs = relu_networks.train_and_look(two_fixed, [small, *published, *relative_fixed], steps, **look)
+
+    three, _ = relu_networks.teacher_student(relu_networks.THREE_LAYERS, deep_steps, streams, device)
+    schedules = three_layer_schedules()
+    three_runs = relu_networks.train_and_look(three, schedules, deep_steps, **look)
+    three_fixed, _ = relu_networks.teacher_student(
+        relu_networks.THREE_LAYERS, deep_steps, streams, device, DATA_SEEDS["three"] + seed
+    )
+    three_fixed_runs = relu_networks.train_and_look(three_fixed, schedules[:4], deep_steps, **look)
+    return {
+        "two": named(runs.records, "small", "published", "edge"),
+        "two_times": moments(steps, points),
+        "ladder": LADDER,
+        "survived": survived,
+        "edge": edge,
+        "two_stable": named(runs.records, "small", "relative"),
+        "two_variants": [*decay_first_runs, *named(runs.records, "step first")],
+        "two_fixed": fixed_runs.records,
+        "three": three_runs.records,
+        "three_times": moments(deep_steps, points),
+        "three_fixed": three_fixed_runs.records,
+        "neurons": {name: relu_networks.neurons(theta) for name, theta in shown.items()},
+    }
+
+
+def named(records: list[dict], *names: str) -> list[dict]:
+    """The records of the schedules with one of these names."""
+    return [record for record in records if record["name"] in names]
+
+
+def largest_stable(problem: Problem, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """How many seeds survive half the run with each step of the ladder, and each seed's largest such step [K].
+
+    The ladder's first for a seed that survives none.
+    """
+    seeds = len(problem.start)
+    rates = np.repeat(LADDER[None, :, None], steps, 0) + np.zeros(seeds)
+    ((_, theta),) = relu_networks.train(problem, rates, [steps // 2])
+    survived = theta.isfinite().all(-1).cpu().numpy()  # [ladder, seeds]
+    from_the_top = survived[::-1].argmax(0)
+    largest = np.where(survived.any(0), LADDER[len(LADDER) - 1 - from_the_top], LADDER[0])
+    return survived.sum(1), largest
+
+
+def three_layer_schedules() -> list[Schedule]:
+    """Small; published (the peak grows with the duration); clean (the same peak and divisor for all durations)."""
+    gamma = 0.04
+    schedules = [Schedule("small", 0.011)]
+    for decay, divisor in THREE_LAYER_DROPS:
+        peak = gamma * (1 + 5 * math.sqrt(decay))
+        schedules.append(Schedule("published", gamma, decay, divisor, peak, power=0.5))
+    peak = schedules[2].peak
+    for decay in DURATIONS:
+        schedules.append(Schedule("clean", gamma, decay, 3.5, peak, power=0.5))
+    return schedules
 
 
 # ======================================================================================
@@ -218,77 +332,178 @@ def relu(seeds=64, steps=14_126, deep_steps=10_001, points=16, seed=0, device="c
 # ======================================================================================
 
 
+class Recipe(NamedTuple):
+    """Of the reference code: what all runs have in common, the small step, the large one with its warm-up."""
+
+    common: dict
+    small: float
+    large: dict
+
+
+RECIPES = {
+    "plain": Recipe(
+        common={"momentum": 0.0, "weight_decay": 0.0, "augment": False},
+        small=0.01,
+        large={"learning_rate": 0.75, "growth": 1.05},
+    ),
+    "full": Recipe(
+        common={"momentum": 0.9, "weight_decay": 5e-4, "augment": True},
+        small=0.002,
+        large={"learning_rate": 0.05, "growth": 1.0},
+    ),
+}
+
+
+class Plan(NamedTuple):
+    """Fields of `core.Run` for a schedule ("small", "published" or "clean") that decays at this share of the run."""
+
+    schedule: str
+    decay: float
+    fields: dict
+
+
+def plans(recipe: str, steps: int, small: float | None, decays: tuple[float, ...]) -> list[Plan]:
+    """The runs of an experiment.
+
+    "published": the large step (peak learning_rate x growth^(100 decay)) is divided by 10 at the decay and again at
+    90 %; without warm-up the reference divides by 5 / decay first. "clean": the same peak and divisor, 10, for all, so
+    that only the duration differs.
+    """
+    common, default_small, large = RECIPES[recipe]
+    found = [Plan("small", 0.0, common | {"learning_rate": small or default_small})]
+    for decay in decays:
+        times = {"decay_steps": (int(decay * steps), int(0.9 * steps))}
+        has_warmup = large["growth"] > 1
+        first_factor = 0.1 if has_warmup else round(decay / 5, 6)
+        published = {"decay_factors": (first_factor, 0.1)}
+        clean = {"decay_factors": (0.1, 0.1), "growth": 1.0}
+        found.append(Plan("published", decay, common | large | times | published))
+        found.append(Plan("clean", decay, common | large | times | clean))
+    return found
+
+
+@checked
 def deep(
-    model="resnet18", dataset="cifar10", data="data", recipe="plain", small=None, decays=(0.1, 0.3, 0.5),
-    width=64, batch_size=256, steps=19_500, evaluations=50, seeds=1, precision="auto", images=21 * 512,
-    runs="runs/sparse_features", seed=0, device="cpu",
-) -> dict | None:  # fmt: skip
+    model: str = "resnet18",
+    dataset: str = "cifar10",
+    data: str | Path = "data",
+    recipe: Literal["plain", "full"] = "plain",
+    small: Positive | None = None,
+    decays: tuple[Annotated[float, Range(0, 0.9, with_low=False, with_high=False)], ...] = DURATIONS,
+    width: Count = 64,
+    batch_size: Count = 256,
+    steps: Count = 19_500,
+    evaluations: Count = 50,
+    seeds: Count = 1,
+    precision: Literal[PRECISIONS] = "auto",
+    images: Count = block_features.PAPER_IMAGES,
+    runs: str | Path = "runs/sparse_features",
+    seed: Seed = 0,
+    device: str | torch.device = "cpu",
+) -> dict | None:
     """Train deep networks with small and large steps; feature sparsity of each block along the way.
 
     Returns a record per run: schedule, decay, seed, settings, and by columns what `core.train` and
-    `sparse_networks.measure` log. None on torchrun ranks other than 0.
+    `block_features.measure` log. None on torchrun ranks other than 0.
     """
-    if model not in sparse_networks.NETWORKS:
-        raise ValueError(f"no network {model!r}: choose from {', '.join(sparse_networks.NETWORKS)}")
-    if min(width, batch_size, steps, evaluations, seeds) < 1 or width % 2 or steps < evaluations:
-        raise ValueError("width (even), batch size, steps, evaluations and seeds must be positive")
-    if not all(0 < decay < 0.9 for decay in decays) or (small is not None and small <= 0):
-        raise ValueError("decays are shares of the run between 0 and 0.9; the small step is positive")
-    torch.set_float32_matmul_precision("high")  # TF32 where there is no bfloat16
-    base = {"model": f"plain-{model}", "dataset": dataset, "width": width, "batch_size": batch_size, "steps": steps}
-    base |= {"eval_every": steps // evaluations, "precision": precision, "warmup_steps": 0, "normalize": False}
-    planned = {
-        (*key, one): Run(**base, **fields, seed=one)
-        for key, fields in sparse_networks.schedules(recipe, steps, small, tuple(decays)).items()
-        for one in range(seed, seed + seeds)
-    }
-    loaded = core.first_rank_first(lambda: load_dataset(dataset, data), torch.device(device))
-    distinct = list(dict.fromkeys(planned.values()))  # the clean and the published run may be the same
-    options = {"build": sparse_networks.build, "measure": partial(sparse_networks.measure, images=images)}
-    trained = core.sweep(distinct, loaded, runs, torch.device(device), **options)
+    network = f"plain-{model}"
+    if network not in plain_networks.NETWORKS:
+        names = [name.removeprefix("plain-") for name in plain_networks.NETWORKS]
+        raise InputError(f"no network {model!r}: choose from {', '.join(names)}")
+    if width % 2:
+        raise InputError(f"width: expected an even number, not {width}")
+    if steps < evaluations:
+        raise InputError(f"evaluations: expected at most one a step, not {evaluations} in {steps} steps")
+    common = Run(
+        model=network,
+        dataset=dataset,
+        width=width,
+        batch_size=batch_size,
+        steps=steps,
+        eval_every=steps // evaluations,
+        precision=precision,
+        warmup_steps=0,
+        normalize=False,
+    )
+    planned = []  # (plan, run)
+    for plan in plans(recipe, steps, small, tuple(decays)):
+        for one_seed in range(seed, seed + seeds):
+            planned.append((plan, replace(common, **plan.fields, seed=one_seed)))
+    data_folder = default_folder(data, "data")
+    loaded = teams.first_rank_first(lambda: load_dataset(dataset, data_folder), torch.device(device))
+    distinct = list(dict.fromkeys(run for _, run in planned))  # the clean and the published run may be the same
+    measure = partial(block_features.measure, images=images)
+    runs_folder = default_folder(runs, "runs/sparse_features")
+    trained = core.sweep(distinct, loaded, runs_folder, torch.device(device), measure=measure)
     if trained is None:
         return None
     found = []
-    for (schedule, decay, one), run in planned.items():
-        record = trained[distinct.index(run)]
-        columns = {key: [line[key] for line in record["log"]] for key in (record["log"] or [{}])[0]}
-        peak = max(core.learning_rate_at(run, t) for t in range(steps))
-        about = {"schedule": schedule, "decay": decay, "seed": one, "peak": peak, "seconds": record["seconds"]}
-        found.append(about | columns | {"diverged_at": record["diverged_at"]})
-    return {"source": loaded.source, "blocks": sparse_networks.BLOCKS[model], "runs": found}
+    for plan, run in planned:
+        record = trained.runs[distinct.index(run)]
+        found.append(deep_record(plan, run, record))
+    return {
+        "source": loaded.source,
+        "blocks": plain_networks.BLOCKS[network],
+        "runs": found,
+        "seconds_in_all": trained.seconds,
+    }
+
+
+def deep_record(plan: Plan, run: Run, trained: dict) -> dict:
+    """What the result says of a run: its schedule, its highest learning rate, and its log by columns."""
+    lines = trained["log"]
+    names = lines[0] if lines else {}
+    return {
+        "schedule": plan.schedule,
+        "decay": plan.decay,
+        "seed": run.seed,
+        "peak": max(core.learning_rate_at(run, step) for step in range(run.steps)),
+        "seconds": trained["seconds"],
+        **{name: [line[name] for line in lines] for name in names},
+        "diverged_at": trained["diverged_at"],
+    }
+
+
+# ======================================================================================
+# The command line
+# ======================================================================================
+
+DEEP_OPTIONS = {
+    "model": {"help": "resnet18 (default), resnet34, densenet100, vgg16"},
+    "recipe": {"choices": list(RECIPES), "help": "plain (default) or full: momentum, decay, augmentation"},
+    "dataset": {"help": "cifar10 (default), cifar100, synthetic, or what is in --data: NAME.npz, NAME/train/<class>/"},
+    "data": {"help": "folder of the data (default: data)"},
+    "small": {"type": float, "help": "the small step (default: 0.01, full: 0.002)"},
+    "decays": {"type": float, "nargs": "+", "help": "decay times as shares of the run (default: 0.1 0.3 0.5)"},
+    "width": {"type": int, "help": "of the networks (default: 64)"},
+    "batch_size": {"type": int, "help": "default: 256"},
+    "evaluations": {"type": int, "help": "in each run (default: 50)"},
+    "precision": {"choices": PRECISIONS, "help": "auto (default): bfloat16 where the device is fast at it"},
+    "runs": {"help": "folder of checkpoints and logs (default: runs/sparse_features)"},
+}
+OPTIONS = {name: about | {"help": f"deep: {about['help']}"} for name, about in DEEP_OPTIONS.items()}
+OPTIONS["steps"] = {"type": int, "help": "length of the runs (defaults: the paper's)"}
+OPTIONS["seeds"] = {"type": int, "help": "number of seeds (defaults: 32, 32, 64, 1)"}
+QUICK = {
+    "diagonal": {"seeds": 4, "steps": 3001, "data_seeds": 2, "points": 16},
+    "regression": {"seeds": 4, "steps": 1000, "points": 8},
+    "relu": {"seeds": 4, "steps": 1000, "deep_steps": 1000, "points": 8},
+    "deep": {
+        "dataset": "synthetic",
+        "width": 4,
+        "batch_size": 64,
+        "steps": 20,
+        "evaluations": 2,
+        "decays": (0.3,),
+        "images": 256,
+        "runs": "runs/quick/sparse_features",
+    },
+}
 
 
 def main(argv: list[str] | None = None) -> None:
-    quick = {
-        "diagonal": {"seeds": 4, "steps": 3001, "data_seeds": 2, "points": 16},
-        "regression": {"seeds": 4, "steps": 1000, "points": 8},
-        "relu": {"seeds": 4, "steps": 1000, "deep_steps": 1000, "points": 8},
-        "deep": {"dataset": "synthetic", "width": 4, "batch_size": 64, "steps": 20, "evaluations": 2, "decays": (0.3,),
-                 "images": 256, "runs": "runs/quick/sparse_features"},
-    }  # fmt: skip
-    deep_only = {
-        "model": {"help": "resnet18 (default), resnet34, densenet100, vgg16"},
-        "recipe": {
-            "choices": list(sparse_networks.RECIPES),
-            "help": "plain (default) or full: momentum, decay, augmentation",
-        },
-        "dataset": {
-            "help": "cifar10 (default), cifar100, synthetic, or what is in --data: NAME.npz, NAME/train/<class>/"
-        },
-        "data": {"help": "folder of the data (default: data)"},
-        "small": {"type": float, "help": "the small step (default: 0.01, full: 0.002)"},
-        "decays": {"type": float, "nargs": "+", "help": "decay times as shares of the run (default: 0.1 0.3 0.5)"},
-        "width": {"type": int, "help": "of the networks (default: 64)"},
-        "batch_size": {"type": int, "help": "default: 256"},
-        "evaluations": {"type": int, "help": "in each run (default: 50)"},
-        "precision": {"choices": ["auto", "float32"], "help": "auto (default): bfloat16 where the device has it"},
-        "runs": {"help": "folder of checkpoints and logs (default: runs/sparse_features)"},
-    }
-    options = {name: about | {"help": f"deep: {about['help']}"} for name, about in deep_only.items()}
-    options["steps"] = {"type": int, "help": "length of the runs (defaults: the paper's)"}
-    options["seeds"] = {"type": int, "help": "number of seeds (defaults: 32, 32, 64, 1)"}
     experiments = {"diagonal": diagonal, "regression": regression, "relu": relu, "deep": deep}
-    run_script(__doc__, experiments, quick, argv, prefix="sparse_", options=options)
+    run_script(__doc__, experiments, QUICK, argv, prefix="sparse_", options=OPTIONS)
 
 
 if __name__ == "__main__":

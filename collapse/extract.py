@@ -1,0 +1,672 @@
+"""Extract: the smaller network that a collapsed one is."""
+
+import copy
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from collapse.errors import CollapseError
+from collapse.metrics import check_thresholds, leaders
+from collapse.neurons import ROLES, NeuronGroup, Slot, neuron_groups
+from collapse.report import check_finite, constant_neurons, input_of, square_sizes
+from collapse.trace import record, unwrapped
+
+# ======================================================================================
+# Which neurons go, and where to
+# ======================================================================================
+
+
+class Plan(NamedTuple):
+    """What becomes of the neurons of a group."""
+
+    group: NeuronGroup
+    gone: Tensor  # [n] bool: vanished
+    constant: Tensor  # [n] bool: what they say goes into their consumers' biases
+    home: Tensor  # [n]: the neuron each merges into; itself where it stays
+
+    @property
+    def kept(self) -> Tensor:
+        """Indices of the neurons that stay."""
+        own = self.home == torch.arange(len(self.home))
+        return (own & ~self.gone & ~self.constant).nonzero()[:, 0]
+
+    @property
+    def merged(self) -> int:
+        return len(self.home) - len(self.kept) - int(self.gone.sum()) - int(self.constant.sum())
+
+
+def clusters(group: NeuronGroup, vanishing: float, redundant: float) -> tuple[Tensor, Tensor]:
+    """(gone [n], home [n]): which neurons have vanished, and into which one each neuron merges (itself: it stays).
+
+    As the paper counts (`independent_neurons`): a neuron follows the first earlier one within `redundant`, unless
+    others follow it. A batch norm has two vanishing sets, gain, offset and outgoing weights zero, or incoming weights,
+    offset and outgoing weights zero, and there a neuron must also be silent: what it still says is its offset,
+    which must be below `vanishing` times the largest gain. One neuron always stays.
+    Raises CollapseError for NaN or infinite parameters and impossible thresholds.
+    """
+    check_thresholds(vanishing, redundant)
+    check_finite(group)
+    gone = vanished_neurons(group, vanishing)
+    home = torch.arange(group.size)
+    merge_near(group, ~gone, redundant, home)
+    return gone, home
+
+
+def vanished_neurons(group: NeuronGroup, vanishing: float) -> Tensor:
+    """[n] of bool."""
+    total = square_sizes(group, ROLES).cpu()
+    norms = [slot for slot in group.norms if is_batch_norm(slot.module)]
+    gains = [slot for slot in norms if slot.parameter == "weight"]
+    offsets = [slot for slot in norms if slot.parameter == "bias"]
+    left_out = [torch.zeros_like(total)]
+    if gains and group.normed:
+        left_out.append(sum(squares_of(slot, group.size) for slot in gains))
+        left_out.append(square_sizes(group, ("incoming",)).cpu())
+    gone = torch.zeros(group.size, dtype=torch.bool)
+    for rest in left_out:
+        sizes = (total - rest).clamp_min(0).sqrt()
+        gone |= (sizes < vanishing * sizes.max()) | (sizes == 0)
+    for slot in offsets:
+        says = slot.read(slot.tensor.detach()).abs().amax(1).cpu()
+        loudest = next(gain for gain in gains if gain.module is slot.module).tensor.detach().abs().max().cpu()
+        gone &= says <= vanishing * loudest
+    gone[total.argmax()] = False
+    return gone
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    return "running_mean" in module._buffers
+
+
+def squares_of(slot: Slot, size: int) -> Tensor:
+    rows = slot.read(slot.tensor.detach()).reshape(size, -1)
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square().cpu()
+
+
+def merge_near(group: NeuronGroup, among: Tensor, redundant: float, home: Tensor) -> None:
+    """Enter into `home` which of the neurons `among` [n] follow which other ones."""
+    left = among.nonzero()[:, 0]
+    if len(left) == 0:
+        return
+    vectors = group.vectors()
+    places = left.to(vectors.device)
+    home[left] = left[leaders(vectors[places], redundant, group.part[left].to(vectors.device)).cpu()]
+
+
+def plan_of(group: NeuronGroup, vanishing: float, redundant: float) -> Plan:
+    """What extraction would do to a group."""
+    check_thresholds(vanishing, redundant)
+    check_finite(group)
+    gone = vanished_neurons(group, vanishing)
+    constant = constant_neurons(group, vanishing).cpu() & ~gone
+    if bool((gone | constant).all()):
+        constant[:] = False
+    return with_merged(group, gone, constant, redundant)
+
+
+def with_merged(group: NeuronGroup, gone: Tensor, constant: Tensor, redundant: float) -> Plan:
+    """The plan in which, of the neurons that stay, those that are near each other merge."""
+    home = torch.arange(group.size)
+    merge_near(group, ~gone & ~constant, redundant, home)
+    plan = Plan(group, gone, constant, home)
+    even = bool(group.part.any()) and why_left_whole(group) is None
+    return evened(plan) if even else plan
+
+
+def why_left_whole(group: NeuronGroup) -> str | None:
+    """Why a group can be measured but not made smaller; None where it can."""
+    if group.coupled:
+        return group.coupled
+    for slot in group.slots:
+        if slot.computed:
+            return f"{slot.name}: its {slot.parameter} is computed from other parameters"
+        if slot.dim is None:
+            return f"{slot.name}.{slot.parameter} holds its neurons in an order of its own"
+    return None
+
+
+def evened(plan: Plan) -> Plan:
+    """The plan, with neurons taken back so that each part (head, group of a convolution) keeps as many."""
+    group = plan.group
+    stays = torch.zeros(group.size, dtype=torch.bool)
+    stays[plan.kept] = True
+    parts = group.part.unique().tolist()
+    most = max(int(stays[group.part == part].sum()) for part in parts)
+    gone, constant, home = plan.gone.clone(), plan.constant.clone(), plan.home.clone()
+    for part in parts:
+        inside = group.part == part
+        lacking = most - int(stays[inside].sum())
+        back = (inside & ~stays).nonzero()[:lacking, 0]
+        gone[back] = False
+        constant[back] = False
+        home[back] = back
+    return Plan(group, gone, constant, home)
+
+
+# ======================================================================================
+# The smaller network
+# ======================================================================================
+
+
+def extract_subnetwork(model: nn.Module, example, vanishing: float = 0.1, redundant: float = 0.1) -> nn.Module:
+    """A smaller network of the same layers: vanished neurons removed, redundant ones merged (see `clusters`).
+
+    Merging averages what comes in (rows, norms' parameters, running statistics) and sums what goes out (columns). What
+    constant neurons say is added to their consumers' biases, where that is exact. In eval mode the function is the
+    same where neurons have vanished or are equal exactly, and nearly so where nearly. `model` isn't changed. The
+    attribute `extraction` of the new network counts what was done, {"name", "width", "vanished", "constant",
+    "merged", "kept", "left"} by group; "left" says why a group that could lose neurons was left whole: norms that
+    couple neurons, weights computed from other parameters, code that uses the sizes of layers. With nothing to
+    extract the network comes back as it was, with a warning that says so.
+
+    Raises CollapseError for what `neuron_groups` refuses, NaN or infinite parameters, and where something could be
+    extracted and nothing can, naming the layer.
+    """
+    model = unwrapped(model)
+    check_thresholds(vanishing, redundant)
+    groups = neuron_groups(model, example)
+    plans, left = [], {}
+    for group in groups:
+        plan = plan_of(group, vanishing, redundant)
+        if len(plan.kept) == group.size:
+            continue
+        reason = why_left_whole(group)
+        if reason:
+            left[group.name] = reason
+        else:
+            plans.append(plan)
+    plans = with_foldable_constants(model, example, plans, redundant)
+    smaller, done, refused = largest_that_works(model, example, plans)
+    left.update(refused)
+    if left and not done:
+        name, reason = next(iter(left.items()))
+        raise CollapseError(f"can't extract from {name}: {reason}")
+    if not done:
+        warnings.warn(f"nothing to extract at vanishing={vanishing}, redundant={redundant}: unchanged", stacklevel=2)
+    done = {plan.group.name: plan for plan in done}
+    smaller.extraction = [counts(done.get(group.name), group, left) for group in groups]
+    return smaller
+
+
+def counts(plan: Plan | None, group: NeuronGroup, left: dict[str, str]) -> dict:
+    """A row of what was done to a group; `plan` None: nothing."""
+    vanished, constant, merged = 0, 0, 0
+    if plan is not None:
+        vanished, constant, merged = int(plan.gone.sum()), int(plan.constant.sum()), plan.merged
+    return {
+        "name": group.name,
+        "width": group.size,
+        "vanished": vanished,
+        "constant": constant,
+        "merged": merged,
+        "kept": group.size - vanished - constant - merged,
+        "left": left.get(group.name),
+    }
+
+
+def largest_that_works(model: nn.Module, example, plans: list[Plan]) -> tuple[nn.Module, list[Plan], dict[str, str]]:
+    """(smaller network, plans carried out, {group left whole: why}): all plans, or all but those that can't be.
+
+    Whether a network's code holds the size of a layer can only be told by trying.
+    """
+    refused = {}
+    hopeful = []
+    for kind in ("neuron", "query-key", "value"):
+        of_kind = [plan for plan in plans if plan.group.kind == kind]
+        if kind != "neuron" and of_kind:  # heads are mostly cut by sizes in the code: try one, for all
+            reason = try_out(model, example, of_kind[:1])[1]
+            if reason:
+                refused.update((plan.group.name, reason) for plan in of_kind)
+                continue
+        hopeful += of_kind
+    smaller, reason = try_out(model, example, hopeful)
+    if reason is None:
+        return smaller, hopeful, refused
+    working, more_refused = sift(model, example, hopeful, reason)
+    refused.update(more_refused)
+    smaller, reason = try_out(model, example, working)
+    if reason is not None:
+        raise CollapseError(reason)
+    return smaller, working, refused
+
+
+def sift(model: nn.Module, example, plans: list[Plan], reason: str) -> tuple[list[Plan], dict[str, str]]:
+    """(plans that work, {group: why not}), by halves, of plans that together don't, for a reason."""
+    if len(plans) == 1:
+        return [], {plans[0].group.name: reason}
+    working, refused = [], {}
+    middle = len(plans) // 2
+    for half in (plans[:middle], plans[middle:]):
+        reason = try_out(model, example, half)[1]
+        if reason is None:
+            working += half
+            continue
+        some, others = sift(model, example, half, reason)
+        working += some
+        refused.update(others)
+    return working, refused
+
+
+def try_out(model: nn.Module, example, plans: list[Plan]) -> tuple[nn.Module, str | None]:
+    """(smaller network, None), or (the network as it was, why the smaller one isn't the same function)."""
+    whole = on_invariant_sets(model, plans)
+    if not plans:
+        return whole, None
+    try:
+        precise, inputs = in_float64(whole, example)
+        check_same(precise, made_smaller(precise, inputs, model, plans), inputs)
+        return made_smaller(whole, example, model, plans), None
+    except CollapseError as error:
+        return whole, str(error)
+
+
+def made_smaller(whole: nn.Module, example, model: nn.Module, plans: list[Plan]) -> nn.Module:
+    """The network on its invariant sets without what it doesn't need."""
+    smaller = copied(whole)
+    fold_constants(smaller, whole, example, plans)
+    remove(smaller, model, plans)
+    return smaller
+
+
+def in_float64(whole: nn.Module, example) -> tuple[nn.Module, object]:
+    """A copy of the network, and its inputs, in float64; as they are where its code doesn't run so.
+
+    In float32 the rounding of a deep network would hide small mistakes.
+    """
+    precise = copied(whole).double()
+    inputs = doubled(example)
+    try:
+        record(precise, inputs)
+    except CollapseError:
+        return whole, example
+    return precise, inputs
+
+
+def doubled(example):
+    """An example with its floating-point tensors in float64."""
+    return mapped(example, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+
+
+def mapped(example, change):
+    """An example with every tensor changed."""
+    if isinstance(example, Tensor):
+        return change(example)
+    if isinstance(example, dict):
+        return {name: mapped(value, change) for name, value in example.items()}
+    if isinstance(example, list | tuple):
+        return type(example)(mapped(value, change) for value in example)
+    return example
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of a network; raises CollapseError where Python can't copy it."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        why = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise CollapseError(f"can't copy {type(model).__name__}: {why}") from None
+
+
+def tensor_in(model: nn.Module, slot: Slot) -> Tensor:
+    """The slot's parameter in a copy of the network."""
+    return getattr(model.get_submodule(slot.name), slot.parameter).detach()
+
+
+def on_invariant_sets(model: nn.Module, plans: list[Plan]) -> nn.Module:
+    """A copy with neurons put onto invariant sets: merged ones at their mean, vanished ones without outgoing weights.
+
+    What comes in is averaged (rows, norms' parameters, running statistics); constant neurons lose their rows.
+    Raises CollapseError for a network that can't be copied.
+    """
+    whole = copied(model)
+    for plan in plans:
+        for slot in plan.group.slots:
+            tensor = tensor_in(whole, slot)
+            rows = slot.read(tensor)
+            if slot.role == "outgoing":
+                rows = rows.clone()
+                rows[plan.gone.to(rows.device)] = 0
+            else:
+                rows = cluster_means(rows, plan.home.to(rows.device))
+                if slot.role == "incoming" and tensor.ndim > 1:
+                    rows[plan.constant.to(rows.device)] = 0
+            slot.write(tensor, rows)
+    return whole
+
+
+def cluster_means(rows: Tensor, home: Tensor) -> Tensor:
+    """[n, ...]: each row replaced by the mean of those that merge with it, computed in float32 at least."""
+    precise = rows.double() if rows.dtype == torch.float64 else rows.float()
+    sums = torch.zeros_like(precise).index_add_(0, home, precise)
+    sizes = torch.bincount(home, minlength=len(home)).clamp_min(1).to(precise)
+    means = sums / sizes.view(-1, *[1] * (rows.ndim - 1))
+    return means[home].to(rows.dtype)
+
+
+def remove(smaller: nn.Module, model: nn.Module, plans: list[Plan]) -> None:
+    """Sum the columns of merged neurons, then cut out of every parameter what belongs to neurons that go."""
+    cuts = {}  # (layer, parameter) -> {(axis, groups): places that go}
+    for plan in plans:
+        kept = torch.zeros(plan.group.size, dtype=torch.bool)
+        kept[plan.kept] = True
+        for slot in plan.group.slots:
+            if slot.role == "outgoing":
+                add_up_columns(tensor_in(smaller, slot), slot, plan)
+            going = slot.index[~kept].flatten()
+            axes = cuts.setdefault((slot.name, slot.parameter), {})
+            axes.setdefault((slot.dim, slot.groups), []).append(going)
+            if slot.role == "incoming" and has_new_bias(smaller, model, slot):
+                cuts.setdefault((slot.name, "bias"), {}).setdefault((0, 1), []).append(going)
+    names = names_of_parameters(model)
+    changed = {}
+    for (layer, parameter), axes in cuts.items():
+        old = getattr(smaller.get_submodule(layer), parameter)
+        new = old.detach()
+        for (axis, groups), places in axes.items():
+            new = without(new, axis, groups, torch.cat(places))
+        if isinstance(old, nn.Parameter):
+            new = nn.Parameter(new.contiguous(), old.requires_grad)
+        original = getattr(model.get_submodule(layer), parameter)
+        for other_layer, other_name in names.get(id(original), [(layer, parameter)]):
+            module = smaller.get_submodule(other_layer)
+            changed.setdefault(other_layer, sizes_of(module))
+            put(module, other_name, new)
+    for layer, before in changed.items():
+        fit_attributes(smaller.get_submodule(layer), before)
+
+
+def has_new_bias(smaller: nn.Module, model: nn.Module, slot: Slot) -> bool:
+    """Whether the layer was given a bias, to hold what constant neurons say, that it didn't have."""
+    before = model.get_submodule(slot.name)._parameters.get("bias")
+    now = smaller.get_submodule(slot.name)._parameters.get("bias")
+    return slot.parameter == "weight" and before is None and now is not None
+
+
+def names_of_parameters(model: nn.Module) -> dict[int, list[tuple[str, str]]]:
+    """{id: [(layer, name), ...]} of parameters and buffers, all the places where each is used."""
+    names = {}
+    for layer, module in model.named_modules():
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                names.setdefault(id(tensor), []).append((layer, name))
+    return names
+
+
+def put(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """A parameter or buffer of another size in the place of the old one."""
+    where = module._parameters if name in module._parameters else module._buffers
+    where[name] = tensor
+
+
+def add_up_columns(tensor: Tensor, slot: Slot, plan: Plan) -> None:
+    """Columns of merged neurons are added to those of the neuron they merge into."""
+    columns = slot.read(tensor)
+    home = plan.home.to(columns.device)
+    slot.write(tensor, torch.zeros_like(columns).index_add_(0, home, columns))
+
+
+def without(tensor: Tensor, axis: int, groups: int, places: Tensor) -> Tensor:
+    """The tensor without these places on an axis (of a grouped convolution: among all its input channels)."""
+    if groups == 1:
+        stay = torch.ones(tensor.shape[axis], dtype=torch.bool)
+        stay[places] = False
+        return tensor.index_select(axis, stay.nonzero()[:, 0].to(tensor.device))
+    inputs = tensor.shape[1]
+    stay = torch.ones(groups * inputs, dtype=torch.bool)
+    stay[places] = False
+    stay = stay.view(groups, inputs)
+    left = stay.sum(1).unique()
+    if len(left) > 1:
+        raise CollapseError("the groups of a convolution would keep different numbers of channels")
+    outputs = len(tensor) // groups
+    by_channel = tensor.view(groups, outputs, *tensor.shape[1:]).transpose(1, 2)
+    by_channel = by_channel[stay.to(tensor.device)].view(groups, int(left), outputs, *tensor.shape[2:])
+    return by_channel.transpose(1, 2).flatten(0, 1)
+
+
+# ======================================================================================
+# Sizes that modules hold
+# ======================================================================================
+
+SIZES = (
+    "in_channels out_channels groups in_features out_features num_features num_parameters num_channels num_groups "
+    "embedding_dim nf nx"
+).split()
+
+
+def sizes_of(module: nn.Module) -> dict[str, int]:
+    """The attributes of a module that hold sizes of its parameters, as numbers."""
+    sizes = {name: vars(module)[name] for name in SIZES if isinstance(vars(module).get(name), int)}
+    if isinstance(module, _ConvNd):
+        sizes["outputs"] = module.weight.shape[1 if module.transposed else 0] * (
+            module.groups if module.transposed else 1
+        )
+    return sizes
+
+
+def fit_attributes(module: nn.Module, before: dict[str, int]) -> None:
+    """Bring the sizes that a module holds in line with its parameters."""
+    sizes = {}
+    weight = module._parameters.get("weight")
+    if weight is None:
+        weight = module._buffers.get("weight")
+    if weight is None:
+        return
+    if isinstance(module, _ConvNd):
+        sizes = sizes_of_convolution(module, before)
+    elif weight.ndim == 2:
+        outputs, inputs = weight.shape
+        sizes = {"in_features": inputs, "out_features": outputs, "embedding_dim": inputs, "nf": inputs, "nx": outputs}
+    elif weight.ndim == 1:
+        sizes = dict.fromkeys(("num_features", "num_parameters", "num_channels"), len(weight))
+        if before.get("num_groups") == before.get("num_channels"):
+            sizes["num_groups"] = len(weight)
+    for name, value in sizes.items():
+        if name in before:
+            setattr(module, name, value)
+
+
+def sizes_of_convolution(module: _ConvNd, before: dict[str, int]) -> dict[str, int]:
+    groups = before["groups"]
+    first, second = module.weight.shape[:2]
+    if 1 < groups == before["in_channels"]:  # depthwise: a group for each channel
+        each = before["out_channels"] // groups
+        groups = first if isinstance(module, _ConvTransposeNd) else first // each
+    if isinstance(module, _ConvTransposeNd):
+        return {"in_channels": first, "out_channels": second * groups, "groups": groups}
+    return {"in_channels": second * groups, "out_channels": first, "groups": groups}
+
+
+# ======================================================================================
+# Constant neurons
+# ======================================================================================
+
+
+def with_foldable_constants(model: nn.Module, example, plans: list[Plan], redundant: float) -> list[Plan]:
+    """The plans, in which constant neurons stay (or merge) where what they say can't go into biases exactly."""
+    if not any(bool(plan.constant.any()) for plan in plans):
+        return plans
+    whole = on_invariant_sets(model, plans)
+    operations = record(whole, example).operations
+    possible = []
+    for plan in plans:
+        try:
+            for slot in plan.group.consumers if bool(plan.constant.any()) else ():
+                constant_values(plan, slot, operations)
+        except CollapseError:
+            plan = with_merged(plan.group, plan.gone, torch.zeros_like(plan.constant), redundant)
+        if len(plan.kept) < plan.group.size:
+            possible.append(plan)
+    return possible
+
+
+def fold_constants(smaller: nn.Module, whole: nn.Module, example, plans: list[Plan]) -> None:
+    """Add what constant neurons say, as it is read in a run of the whole network, to their consumers' biases."""
+    folded = [plan for plan in plans if bool(plan.constant.any())]
+    if not folded:
+        return
+    operations = record(whole, example).operations
+    for plan in folded:
+        for slot in plan.group.consumers:
+            values = constant_values(plan, slot, operations)
+            columns = slot.read(tensor_in(smaller, slot))[plan.constant.to(slot.tensor.device)]
+            says = columns * values.to(columns).view(*values.shape, *[1] * (columns.ndim - 2))
+            says = says.flatten(0, 1).sum(0)  # over neurons and their places
+            says = says.reshape(len(says), -1).sum(1)  # over the kernel
+            add_to_bias(smaller.get_submodule(slot.name), slot, says)
+
+
+def constant_values(plan: Plan, slot: Slot, operations: list) -> Tensor:
+    """[constant neurons, block]: what a consumer reads of them; raises CollapseError where it isn't one number."""
+    place = f"{slot.name}: what it reads of constant neurons"
+    if slot.parameter != "weight" or slot.groups != 1 or len(slot.uses) != 1:
+        raise CollapseError(f"{place} can't go into a bias")
+    (use,) = slot.uses
+    operation = operations[use.operation]
+    x = input_of(operations, use, slot).movedim(use.axis, 0)
+    index = slot.index[plan.constant].to(x.device)
+    values = x.reshape(len(x), -1)
+    spread = (values.amax(1) - values.amin(1))[index]
+    mean = values.double().mean(1)[index]
+    if bool((spread > 1e-5 * values.abs().max()).any()):
+        raise CollapseError(f"{place} differs from place to place")
+    padded = operation.name == "convolution" and (
+        any(operation.argument("padding")) or operation.argument("transposed")
+    )
+    if padded and bool((mean != 0).any()):
+        raise CollapseError(f"{place} ends at the border, which zeros surround")
+    return mean
+
+
+def add_to_bias(module: nn.Module, slot: Slot, says: Tensor) -> None:
+    bias = getattr(module, "bias", None)
+    if isinstance(bias, Tensor) and bias.shape == says.shape:
+        bias.detach().add_(says)
+    elif bias is None and "bias" in module._parameters:
+        module.bias = nn.Parameter(says.clone(), module.weight.requires_grad)
+    else:
+        raise CollapseError(f"{slot.name} has no bias to hold what constant neurons say")
+
+
+# ======================================================================================
+# The check
+# ======================================================================================
+
+
+def check_same(whole: nn.Module, smaller: nn.Module, example) -> None:
+    """Raises CollapseError unless two networks compute the same in eval mode, on the example and on inputs like it.
+
+    They don't where the network's code holds a size, or reads one off its tensors.
+    """
+    place = type(whole).__name__
+    for inputs in (example, like(example)):
+        before = record(whole, inputs).outputs
+        try:
+            after = record(smaller, inputs).outputs
+        except CollapseError as error:
+            why = str(error).partition("doesn't take the example of shape ")[2] or str(error)
+            raise CollapseError(
+                f"the smaller network doesn't run, a size is written into {place}'s code: {why}"
+            ) from None
+        if len(before) != len(after):
+            raise CollapseError(f"the smaller network is another function: {place}'s code uses the size of a layer")
+        for one, other in zip(before, after, strict=True):
+            if one.is_floating_point() and not nearly_equal(one, other):
+                raise CollapseError(f"the smaller network is another function: {place}'s code uses the size of a layer")
+
+
+def nearly_equal(one: Tensor, other: Tensor) -> bool:
+    """Equal to half the digits of their precision."""
+    if one.shape != other.shape:
+        return False
+    if one.numel() == 0:
+        return True
+    near = torch.finfo(one.dtype).eps ** 0.5 * one.abs().max()
+    same = bool(((one - other).abs() <= near).all())
+    return same or (bool(one.isnan().all()) and bool(other.isnan().all()))
+
+
+def like(example):
+    """Inputs of the same shapes with other values: floating-point ones random, others turned round."""
+
+    def another(tensor):
+        if not tensor.is_floating_point():
+            return tensor.flip(-1) if tensor.ndim else tensor
+        generator = torch.Generator(device=tensor.device).manual_seed(1)
+        return torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype, device=tensor.device)
+
+    return mapped(example, another)
+
+
+# ======================================================================================
+# Files
+# ======================================================================================
+
+
+def save_network(smaller: nn.Module, path: str | Path) -> None:
+    """Write an extracted network to a file of tensors and plain types: its weights, and the sizes its modules hold.
+
+    `load_network(path, model)` makes it again from the original architecture.
+    """
+    modules = {}
+    for name, module in smaller.named_modules():
+        sizes = {key: value for key, value in sizes_of(module).items() if key in SIZES}
+        if sizes:
+            modules[name] = sizes
+    content = {
+        "format": "stochastic-collapse network 1",
+        "state": smaller.state_dict(),
+        "sizes": modules,
+        "extraction": getattr(smaller, "extraction", []),
+    }
+    torch.save(content, path)
+
+
+def load_network(path: str | Path, model: nn.Module) -> nn.Module:
+    """The network that `save_network` wrote, in eval mode; `model`: the original architecture, which isn't changed.
+
+    Raises CollapseError for a file that isn't one, and for another architecture, naming what doesn't fit.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CollapseError(f"{path} can't be read: {error.strerror or error}") from None
+    except Exception as error:
+        why = (str(error).splitlines() or [""])[0]
+        raise CollapseError(f"{path} is no network that save_network wrote: {why}") from None
+    if not isinstance(content, dict) or content.get("format") != "stochastic-collapse network 1":
+        raise CollapseError(f"{path} is no network that save_network wrote")
+    loaded = copied(unwrapped(model))
+    modules = dict(loaded.named_modules())
+    for name, sizes in content["sizes"].items():
+        if name not in modules:
+            raise CollapseError(f"{path} is of another architecture: {type(loaded).__name__} has no {name}")
+        vars(modules[name]).update(sizes)
+    fit_shapes(loaded, content["state"])
+    try:
+        loaded.load_state_dict(content["state"])
+    except RuntimeError as error:
+        why = " ".join(str(error).split())[:200]
+        raise CollapseError(f"{path} is of another architecture: {why}") from None
+    loaded.extraction = content["extraction"]
+    return loaded.eval()
+
+
+def fit_shapes(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Give parameters and buffers the shapes that a state_dict has for them."""
+    renewed = {}
+    for layer, module in model.named_modules():
+        for where in (module._parameters, module._buffers):
+            for name, old in where.items():
+                value = state.get(f"{layer}.{name}".lstrip("."))
+                if value is None or (old is not None and old.shape == value.shape):
+                    continue
+                if id(old) not in renewed or old is None:
+                    new = torch.empty_like(value, device=None if old is None else old.device)
+                    trained = old is None or old.requires_grad
+                    renewed[id(old)] = nn.Parameter(new, trained) if where is module._parameters else new
+                where[name] = renewed[id(old)]

@@ -1,0 +1,69 @@
+"""Follow collapse in a training loop of one's own: two lines, a file, a picture."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from torch import nn
+
+from collapse.errors import CollapseError
+from collapse.neurons import neuron_groups
+from collapse.plots import plot_history
+from collapse.report import collapse_report
+
+
+class CollapseLog:
+    """How many neurons are independent, layer by layer, at moments of a training.
+
+        log = CollapseLog(model, example)
+        for epoch in range(100):
+            ...
+            log.record(epoch)
+        log.plot("collapse.png")
+
+    The network is followed once, when the log is made, and afterwards only counted: half a second a record for a
+    ResNet-50 on one core. It changes nothing of the training. The model must stay the same object; its parameters may
+    move to another device.
+
+    `rows`: a dict per layer and record: step, name, width, vanishing, redundant, independent, fraction, ...
+    (`collapse_report` without the rank). Raises CollapseError for what `collapse_report` refuses, NaN parameters too.
+    """
+
+    def __init__(self, model: nn.Module, example, vanishing: float = 0.1, redundant: float = 0.1):
+        self.groups = neuron_groups(model, example)
+        self.vanishing = vanishing
+        self.redundant = redundant
+        self.rows: list[dict] = []
+
+    def record(self, step: int | float) -> None:
+        """Count now, after so many steps or epochs; the same step again replaces what was recorded for it."""
+        report = collapse_report(self.groups, vanishing=self.vanishing, redundant=self.redundant, rank=False)
+        self.rows = [row for row in self.rows if row["step"] != step]
+        self.rows += [{"step": step, **row} for row in report]
+
+    def save(self, path: str | Path) -> None:
+        """Write all rows as JSON, {"vanishing", "redundant", "rows"}; an older file is replaced as a whole."""
+        content = {"vanishing": self.vanishing, "redundant": self.redundant, "rows": self.rows}
+        write_atomically(Path(path), json.dumps(content) + "\n")
+
+    def plot(self, path: str | Path) -> None:
+        """Draw the fraction of independent neurons by layer and step (.png, .pdf, .svg; needs matplotlib)."""
+        steps = sorted({row["step"] for row in self.rows})
+        names = [group.name for group in self.groups]
+        fraction = {(row["step"], row["name"]): row["fraction"] for row in self.rows}
+        table = [[fraction[step, name] for name in names] for step in steps]
+        plot_history(names, steps, table, path, "step")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file such that others see the old one or the new one."""
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(file.name, 0o644)  # temporary files are for their owner alone
+        os.replace(file.name, path)
+    except OSError as error:
+        raise CollapseError(f"can't write {path}: {error.strerror or error}") from None

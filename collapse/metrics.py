@@ -1,0 +1,364 @@
+"""Numbers of a matrix: how many of its rows are independent neurons, and its effective rank.
+
+Nothing here knows networks; `collapse.report` applies it to every layer of one.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from collapse.errors import CollapseError
+
+# ======================================================================================
+# Input
+# ======================================================================================
+
+
+def check_thresholds(vanishing: float, redundant: float) -> None:
+    """Raises CollapseError for thresholds that no norm or distance can be compared with (NaN is one)."""
+    if not 0 <= vanishing <= 1:
+        raise CollapseError(f"thresholds must be 0 to 1 (vanishing) and 0 to 4 (redundant), not vanishing={vanishing}")
+    if not 0 <= redundant <= 4:  # normalised distances are at most 4
+        raise CollapseError(f"thresholds must be 0 to 1 (vanishing) and 0 to 4 (redundant), not redundant={redundant}")
+
+
+def _as_matrix(values: Tensor, name: str) -> Tensor:
+    """`values` as a float32 or float64 matrix: halves are widened, which is exact; so are integers below 2^53."""
+    values = torch.as_tensor(values).detach()
+    if values.ndim != 2 or values.numel() == 0:
+        raise CollapseError(f"{name} must be [neurons, features], not empty; got shape {tuple(values.shape)}")
+    if values.is_complex():
+        raise CollapseError(f"{name} holds complex numbers; collapse is defined for real ones")
+    if values.dtype in (torch.float16, torch.bfloat16):
+        return values.float()
+    if values.dtype != torch.float32:
+        return values.double()
+    return values
+
+
+def _scaled(matrix: Tensor, name: str) -> Tensor:
+    """`matrix` times a power of two, which is exact, such that its largest entry is below 1 and not below 1/2.
+
+    Every number of this file is a ratio, so that scale doesn't matter; squares of very large or small entries do.
+    """
+    largest = matrix.abs().max()
+    if not torch.isfinite(largest):
+        raise CollapseError(f"{name} holds NaN or infinite values: the network has diverged")
+    if largest == 0:
+        return matrix
+    exponent = math.frexp(largest.item())[1]
+    half = exponent // 2  # in two steps: 2^-exponent itself may be out of range
+    return matrix * 2.0**-half * 2.0 ** (half - exponent)
+
+
+def _is_ordinary(norms: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the largest norm is one whose square neither overflows nor vanishes in `dtype` (NaN: no)."""
+    limit = 1e15 if dtype == torch.float32 else 1e140
+    return bool(1 / limit < norms.max() < limit)
+
+
+# ======================================================================================
+# Distances
+# ======================================================================================
+
+
+def normalized_distances(vectors: Tensor) -> Tensor:
+    """[n, d] -> [n, n] of 2 |a - b|^2 / (|a|^2 + |b|^2): 0 equal, 2 orthogonal, 4 opposite.
+
+    0 where both rows vanish. To the precision of `vectors` (float32 for halves): give float64 where distances below
+    1e-6 matter. The distance of figures 3 and 4 of Stochastic Collapse. Raises CollapseError for NaN, infinite,
+    complex or empty input.
+    """
+    vectors = _as_matrix(vectors, "vectors")
+    norms = torch.linalg.vector_norm(vectors, dim=1)
+    if not _is_ordinary(norms, vectors.dtype):
+        vectors = _scaled(vectors, "vectors")
+        norms = torch.linalg.vector_norm(vectors, dim=1)
+    squares = norms.square()
+    scale = squares[:, None] + squares[None, :]
+    products = vectors @ vectors.T
+    smallest = torch.finfo(vectors.dtype).tiny  # two zero rows: 0 / tiny = 0
+    distances = 2 * (scale - 2 * products) / scale.clamp_min(smallest)
+    return distances.clamp_(0, 4).fill_diagonal_(0)
+
+
+# ======================================================================================
+# Independent neurons
+# ======================================================================================
+#
+# The count needs, of each row, the first earlier row at a distance below the threshold. With c = (2 - threshold) / 4,
+#
+#     distance(a, b) < threshold   is   a.b > c (|a|^2 + |b|^2)
+#
+# and almost no pair needs all of a.b. The columns are taken in chunks. What is still to come of a.b after some of
+# them lies within +-|a'| |b'|, a' and b' the rest of the rows (Cauchy and Schwarz); that and a bound on the rounding
+# of what is summed so far leaves most pairs surely near or surely apart. In a network that hasn't
+# collapsed, whose rows are about orthogonal, a tenth of the columns decides. Pairs that stay in doubt are
+# measured directly in float64, as the literal loop over pairs would.
+
+ROWS = 512  # of a block of pairs: its matrices stay in the cache
+COLUMNS = 512  # of a chunk; also bounds the rounding, which grows with it
+FEW = 128  # pairs in doubt of a block that are cheaper to measure directly than to go on with all
+
+
+class NeuronCount(NamedTuple):
+    """Of the rows: how many have vanished, and how many are independent. The rest are redundant."""
+
+    vanishing: int
+    independent: int
+
+
+def _chunk_squares(vectors: Tensor) -> Tensor:
+    """[n, d] -> [n, chunks] of float64: the squared norm of each row in each chunk of `COLUMNS` columns."""
+    chunks = []
+    for columns in vectors.split(COLUMNS, 1):
+        # In small blocks: a copy of the whole in float64 would take longer than the sums.
+        blocks = [block.double().square().sum(1) for block in columns.split(ROWS)]
+        chunks.append(torch.cat(blocks))
+    return torch.stack(chunks, 1)
+
+
+def row_squares(vectors: Tensor) -> Tensor:
+    """[n, d] -> [n] of float64: the squared norm of each row, as exact as float64 and several times faster than
+    `vector_norm(dtype=float64)`.
+    """
+    return _chunk_squares(vectors).sum(1)
+
+
+def _has_full_float32(device: torch.device) -> bool:
+    """Whether a float32 matrix product has float32's precision here: no TF32, no bfloat16 underneath, no autocast."""
+    if torch.is_autocast_enabled(device.type):
+        return False
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # set with switches for single backends (torch 2.9), which can't be asked all at once
+        return False
+
+
+def _screening_dtype(totals: Tensor) -> torch.dtype:
+    """The precision in which products of rows with squared norms `totals` [n] are screened."""
+    fits = totals.max() < 1e30 and totals.min() > 1e-24  # what underflows is then within the bound on rounding
+    if fits and _has_full_float32(totals.device):
+        return torch.float32
+    return torch.float64
+
+
+def _direct_distances(vectors: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """[p] normalised distances between the rows `one` [p] and `other` [p], in float64 as the literal loop has them."""
+    found = []
+    for ones, others in zip(one.split(FEW), other.split(FEW), strict=True):
+        a = vectors[ones].double()
+        b = vectors[others].double()
+        found.append(2 * (a - b).square().sum(1) / (a.square().sum(1) + b.square().sum(1)))
+    return torch.cat(found)
+
+
+def _first_true(mask: Tensor, otherwise: Tensor) -> Tensor:
+    """[rows, m] of bool -> [rows]: the place of each row's first True, or `otherwise` [rows]."""
+    return torch.where(mask.any(1), mask.int().argmax(1), otherwise)  # argmax: the first of equal ones
+
+
+def _first_neighbors(vectors: Tensor, squares: Tensor, redundant: float, part: Tensor | None) -> Tensor:
+    """[n]: the first earlier row of the same `part` at a distance below `redundant`, or the row itself if none is.
+
+    `squares`: `_chunk_squares` of the vectors.
+    """
+    own = torch.arange(len(vectors), device=vectors.device)
+    if redundant == 0:  # no distance is below: equal rows would stay in doubt to the end
+        return own
+    totals = squares.sum(1)
+    dtype = _screening_dtype(totals)
+    # [n, chunks + 1]: what is left of each row's norm before the first chunk, the second, ... and at the end, exactly 0
+    rests = squares.flip(1).cumsum(1).flip(1).sqrt()
+    rests = torch.cat([rests, torch.zeros_like(rests[:, :1])], 1).to(dtype)
+    found = []
+    for start in range(0, len(vectors), ROWS):
+        stop = min(start + ROWS, len(vectors))
+        block = slice(start, stop)
+        before = slice(0, stop)  # earlier rows: those of earlier blocks and of this one
+        may_follow = own[block, None] > own[None, before]
+        if part is not None:
+            may_follow &= part[block, None] == part[None, before]
+        sums = (totals[block, None] + totals[None, before]).to(dtype)
+        products = torch.zeros_like(sums)
+        for k, columns in enumerate(vectors.split(COLUMNS, 1)):
+            products += columns[block].to(dtype) @ columns[before].to(dtype).T
+            to_come = rests[block, k + 1, None] * rests[None, before, k + 1]
+            # Each entry of a chunk's product is off by at most COLUMNS roundings, each sum of chunks by one more, the
+            # comparison by a few: all relative to |a| |b|, which is at most half of `sums`.
+            rounding = (COLUMNS + k + 16) * torch.finfo(dtype).eps
+            bound = (2 - redundant) / 4
+            surely = (products - to_come > (bound + rounding) * sums) & may_follow
+            maybe = (products + to_come > (bound - rounding) * sums) & may_follow
+            first = _first_true(surely, own[block])
+            doubtful = maybe & ~surely & (own[None, before] < first[:, None])
+            if doubtful.sum() <= FEW:
+                break
+        # Each row's first doubtful neighbour is measured; where it isn't near, the next one.
+        while doubtful.any():
+            rows = doubtful.any(1).nonzero()[:, 0]
+            candidates = doubtful[rows].int().argmax(1)
+            near = _direct_distances(vectors, own[block][rows], candidates) < redundant
+            first[rows[near]] = candidates[near]
+            doubtful[rows, candidates] = False
+            doubtful[rows[near]] = False
+        found.append(first)
+    return torch.cat(found)
+
+
+def leaders(vectors: Tensor, redundant: float, part: Tensor | None = None, squares: Tensor | None = None) -> Tensor:
+    """[n, d] -> [n]: the row that each row is counted with: itself where it is independent, else its first neighbour.
+
+    A row that others follow is independent even if it follows one itself (`independent_neurons`). Rows are
+    near only within one `part` [n]. Exact: equal to measuring every pair in float64.
+    `squares`: `_chunk_squares(vectors)`, where they are known.
+    """
+    if squares is None:
+        vectors, squares = _prepared(vectors, "vectors")
+    neighbors = _first_neighbors(vectors, squares, redundant, part)
+    own = torch.arange(len(vectors), device=vectors.device)
+    follows = neighbors != own
+    independent = ~follows
+    independent[neighbors[follows]] = True
+    return torch.where(independent, own, neighbors)
+
+
+def _prepared(vectors: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """`vectors` checked, in a range where float64 squares neither overflow nor vanish, and their `_chunk_squares`."""
+    vectors = _as_matrix(vectors, name)
+    squares = _chunk_squares(vectors)
+    if not _is_ordinary(squares.sum(1).sqrt(), torch.float64):
+        vectors = _scaled(vectors, name)
+        squares = _chunk_squares(vectors)
+    return vectors, squares
+
+
+def count(
+    vectors: Tensor,
+    vanishing: float,
+    redundant: float,
+    norms: Tensor | None = None,
+    part: Tensor | None = None,
+    name: str = "vectors",
+) -> NeuronCount:
+    """What `independent_neurons` counts, and the vanished. `name` is what errors call the vectors.
+
+    `part` [n]: only rows of the same part can be redundant (heads of an attention, groups of a convolution).
+    """
+    check_thresholds(vanishing, redundant)
+    vectors, squares = _prepared(vectors, name)
+    size = len(vectors)
+    if norms is None:
+        norms = squares.sum(1).sqrt()
+    else:
+        norms = torch.as_tensor(norms).detach().to(vectors.device)
+        if norms.shape != (size,) or not torch.isfinite(norms).all():
+            raise CollapseError(f"norms must be {size} finite numbers, one per neuron")
+    kept = (norms >= vanishing * norms.max()) & (norms > 0)
+    vanished = size - int(kept.sum())
+    if vanished == size:
+        return NeuronCount(vanished, 0)
+    if vanished:
+        vectors = vectors[kept]
+        squares = squares[kept]
+        if part is not None:
+            part = part[kept]
+    home = leaders(vectors, redundant, part, squares)
+    is_own = home == torch.arange(len(home), device=home.device)
+    return NeuronCount(vanished, int(is_own.sum()))
+
+
+def independent_neurons(
+    vectors: Tensor, vanishing: float = 0.1, redundant: float = 0.1, norms: Tensor | None = None
+) -> int:
+    """Number of independent neurons among the rows of `vectors` [n, d], exactly as the paper counts.
+
+    Rows with a norm below `vanishing` times the largest (or zero) are dropped. A kept row follows
+    the first earlier kept row at normalised distance < `redundant`, if there is one. Counted are
+    rows that follow none and rows that some other row follows; so in a chain a - b - c with a and
+    c far apart, b counts although it follows a, and the count depends on the order (the reference
+    code's pair loop, notebooks FIG3_FIG4 and FIG6). `norms` [n] replaces the rows' norms in the
+    first step: the published figures used the incoming weights alone.
+
+    Raises CollapseError for NaN, infinite, complex or empty input; all-zero rows count as 0 neurons.
+    """
+    return count(vectors, vanishing, redundant, norms).independent
+
+
+# ======================================================================================
+# Effective rank
+# ======================================================================================
+
+
+RANK_ROWS = 128  # of a strip: fewer waste less above the diagonal, more multiply faster
+
+
+def _gram_triangle(matrix: Tensor) -> Tensor:
+    """[n, d] -> [n, n] of float64: the products of the rows, in the lower triangle; what is above isn't complete."""
+    size = len(matrix)
+    gram = torch.zeros(size, size, dtype=torch.float64, device=matrix.device)
+    for columns in matrix.split(COLUMNS, 1):
+        columns = columns.double()  # never all of a large matrix at once
+        for start in range(0, size, RANK_ROWS):
+            stop = min(start + RANK_ROWS, size)
+            gram[start:stop, :stop].addmm_(columns[start:stop], columns[:stop].T)
+    return gram
+
+
+def effective_rank(matrix: Tensor) -> float:
+    """exp of the entropy of the normalised singular values (Roy & Vetterli 2007); 0 for a zero matrix.
+
+    Between 1 and the rank. The reference code computes the entropy itself.
+    Raises CollapseError for NaN, infinite, complex or empty input.
+    """
+    matrix = _as_matrix(matrix, "matrix")
+    norms = torch.linalg.vector_norm(matrix, dim=1)
+    if not _is_ordinary(norms, matrix.dtype):
+        matrix = _scaled(matrix, "matrix")
+    if matrix.shape[0] > matrix.shape[1]:
+        matrix = matrix.T
+    # Singular values are roots of the eigenvalues of the smaller Gram matrix: ten times faster than an SVD. In float64,
+    # for the roots of rounding errors would count as singular values: 1e-8 of the largest here, 1e-3 in float32.
+    squares = torch.linalg.eigvalsh(_gram_triangle(matrix))
+    rounding = len(squares) * torch.finfo(torch.float64).eps * squares[-1]
+    singular = squares[squares > rounding].sqrt()
+    if len(singular) == 0:
+        return 0.0
+    share = singular / singular.sum()
+    entropy = -(share * share.log()).sum()
+    return math.exp(entropy.item())
+
+
+# ======================================================================================
+# Activations
+# ======================================================================================
+
+
+def feature_sparsity(features: Tensor, correlation: float = 0.95) -> float:
+    """Share of positive entries in `features` [examples, neurons], duplicates and dead neurons counted as zeros.
+
+    0 (nothing is ever active) to 1 (every neuron for every example). A neuron is a duplicate if its |Pearson
+    correlation| over the examples with a later neuron exceeds `correlation`, so the last of a cluster
+    survives; constant neurons have no correlation and survive. Exactly the number that deleting one neuron
+    after the other leaves (Andriushchenko et al., ICML 2023, reference code): whoever is deleted has a
+    later neighbour that is still there. The paper's toy networks divide each row by its norm before.
+
+    Raises CollapseError for NaN, infinite, complex or empty input.
+    """
+    features = _as_matrix(features, "features")
+    if not _is_ordinary(torch.linalg.vector_norm(features, dim=1), features.dtype):
+        features = _scaled(features, "features")
+    active_examples = (features > 0).sum(0)
+    varies = features.amax(0) > features.amin(0)
+    alive = active_examples > 0
+    columns = features[:, alive].T.double()
+    columns = columns - columns.mean(1, keepdim=True)
+    lengths = torch.linalg.vector_norm(columns, dim=1, keepdim=True)
+    directions = columns / lengths.clamp_min(torch.finfo(torch.float64).tiny)
+    # The mean of a constant is rounded, so that its correlations would be noise.
+    directions[~varies[alive]] = 0.0
+    correlations = (directions @ directions.T).abs_()
+    has_later_copy = (correlations > correlation).triu_(1).any(1)
+    return active_examples[alive][~has_later_copy].sum().item() / features.numel()

@@ -1,0 +1,286 @@
+"""How far each group of neurons of a network has collapsed: a table, and maps of distances."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from collapse.errors import CollapseError
+from collapse.metrics import count, effective_rank, independent_neurons, normalized_distances, row_squares
+from collapse.neurons import NeuronGroup, NeuronGroups, Skipped, neuron_groups
+from collapse.trace import record, unwrapped
+
+# ======================================================================================
+# The report
+# ======================================================================================
+
+
+class CollapseReport(list):
+    """A row (dict) per group of neurons; `str()` of it is a table.
+
+    `covered`: share of the network's parameters that belong to a measured neuron (None where only groups were given).
+    `skipped`: layers whose neurons aren't measured, and why.
+    """
+
+    def __init__(self, rows: list[dict], covered: float | None, skipped: list[Skipped]):
+        super().__init__(rows)
+        self.covered = covered
+        self.skipped = skipped
+
+    def __str__(self) -> str:
+        return "\n".join([*table_lines(self), *summary_lines(self)])
+
+
+def collapse_report(
+    model: nn.Module | list[NeuronGroup],
+    example=None,
+    vanishing: float = 0.1,
+    redundant: float = 0.1,
+    rank: bool = True,
+    data: Iterable | None = None,
+    pairing: str = "graph",
+    incoming_mask: bool = False,
+) -> CollapseReport:
+    """How far each group of neurons has collapsed: a row (dict) per group of `neuron_groups`.
+
+    `model` may also be the list of groups itself, so that a network that is measured often is run once; they see the
+    network's parameters as they are at the time of the call.
+
+    `width` = `vanishing` + `redundant` + `independent` neurons; `fraction` = independent / width;
+    `effective_rank` of all the group's vectors (with `rank`). `constant`: how many of the neurons that haven't vanished
+    have no incoming weights, so that what they say is their offset. `silent` (with `data`, an iterable of inputs like
+    the example): how many never move on these batches. `incoming_mask` takes the vanishing norm over the
+    incoming weights alone, as the published figures did.
+
+    Raises CollapseError for what `neuron_groups` refuses, NaN or infinite parameters, and impossible thresholds.
+    """
+    groups = model if isinstance(model, list) else neuron_groups(model, example, pairing)
+    still = None
+    if data is not None:
+        if isinstance(model, list):
+            raise CollapseError("silent neurons are found by running the network: give the model, not its groups")
+        still = silent_neurons(unwrapped(model), groups, data)
+    rows = []
+    for number, group in enumerate(groups):
+        check_finite(group)
+        row = measure(group, vanishing, redundant, incoming_mask)
+        if rank:
+            row["effective_rank"] = effective_rank(group.vectors())
+        if still is not None:
+            row["silent"] = int(still[number].sum())
+        rows.append(row)
+    return CollapseReport(rows, getattr(groups, "covered", None), getattr(groups, "skipped", []))
+
+
+def measure(group: NeuronGroup, vanishing: float, redundant: float, incoming_mask: bool) -> dict:
+    """The counts of one group."""
+    norms = group.importance()
+    if incoming_mask:
+        norms = torch.linalg.vector_norm(group.incoming(), dim=1, dtype=torch.float64)
+    vectors = group.vectors()
+    part = group.part.to(vectors.device) if bool(group.part.any()) else None
+    vanished, independent = count(vectors, vanishing, redundant, norms, part, f"{group.name}: vectors")
+    return {
+        "name": group.name,
+        "width": group.size,
+        "vanishing": vanished,
+        "redundant": group.size - vanished - independent,
+        "constant": int(constant_neurons(group, vanishing).sum()),
+        "independent": independent,
+        "fraction": independent / group.size,
+    }
+
+
+def check_finite(group: NeuronGroup) -> None:
+    """Raises CollapseError that names the parameter or running statistic that holds NaN or infinite values."""
+    for slot in group.slots:
+        if not bool(slot.tensor.detach().isfinite().all()):
+            path = f"{slot.name}.{slot.parameter}".lstrip(".")
+            words = f"the neurons of {group.name} hold NaN or infinite values ({path}): the network has diverged"
+            raise CollapseError(words)
+
+
+def square_sizes(group: NeuronGroup, roles: tuple[str, ...], weights_only: bool = False) -> Tensor:
+    """[n] squared norms, in float64, of each neuron's parameters with these roles."""
+    total = torch.zeros(group.size, dtype=torch.float64)
+    for slot in group.with_role(*roles):
+        if weights_only and slot.tensor.ndim == 1:
+            continue
+        rows = slot.read(slot.tensor.detach()).reshape(group.size, -1)
+        total = total.to(rows.device) + row_squares(rows)
+    return total
+
+
+def constant_neurons(group: NeuronGroup, vanishing: float) -> Tensor:
+    """[n] of bool: no incoming weights (relative to the largest), but not vanished: their offset is what they say.
+
+    A vanished neuron, whose incoming and outgoing weights are both below `vanishing`, adds at most `vanishing`^2 of
+    what the largest adds; so that a constant one varies no more, its incoming weights must be below that.
+    Neurons that a norm couples, and those that read each other (queries and keys), are never constant.
+    """
+    none = torch.zeros(group.size, dtype=torch.bool)
+    if group.coupled or group.kind == "query-key":
+        return none
+    weights = square_sizes(group, ("incoming",), weights_only=True).sqrt()
+    sizes = square_sizes(group, ("incoming", "through", "outgoing")).sqrt()
+    unheard = (weights < vanishing**2 * weights.max()) | (weights == 0)
+    vanished = (sizes < vanishing * sizes.max()) | (sizes == 0)
+    return unheard & ~vanished
+
+
+def silent_neurons(model: nn.Module, groups: NeuronGroups, data: Iterable) -> list[Tensor]:
+    """For each group [n] of bool: what a neuron says to its consumers is one number, at all places of all batches.
+
+    A batch is a network's input, or (inputs, labels) as data loaders give them.
+    """
+    ranges = None
+    for batch in data:
+        operations = record(model, batch[0] if is_labelled(batch) else batch).operations
+        now = [range_of_neurons(group, operations) for group in groups]
+        ranges = now if ranges is None else [joined(one, other) for one, other in zip(ranges, now, strict=True)]
+    if ranges is None:
+        raise CollapseError("data holds no batch: silent neurons can't be told")
+    return [(low == high).all(1) for low, high in ranges]
+
+
+def joined(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The range that covers two ranges."""
+    return torch.minimum(one[0], other[0]), torch.maximum(one[1], other[1])
+
+
+def is_labelled(batch) -> bool:
+    """Whether a batch is a pair of inputs and integer labels, one per example."""
+    if not isinstance(batch, list | tuple) or len(batch) != 2:
+        return False
+    inputs, labels = batch
+    both = isinstance(inputs, Tensor) and isinstance(labels, Tensor)
+    return both and not labels.is_floating_point() and labels.ndim == 1 and len(inputs) == len(labels)
+
+
+def range_of_neurons(group: NeuronGroup, operations: list) -> tuple[Tensor, Tensor]:
+    """([n, places] least, largest) values of each neuron at each place where a consumer reads it.
+
+    A neuron behind a flatten has several places, and may say something else at each. Neurons that nothing reads by
+    itself (queries and keys) have no places: infinite ranges, never silent.
+    """
+    low = [torch.full((group.size, 1), -math.inf)] if not group.consumers else []
+    high = [torch.full((group.size, 1), math.inf)] if not group.consumers else []
+    for slot in group.consumers:
+        for use in slot.uses:
+            x = input_of(operations, use, slot).movedim(use.axis, 0)
+            values = x.reshape(len(x), -1)
+            low.append(values.amin(1).cpu()[slot.index].double())
+            high.append(values.amax(1).cpu()[slot.index].double())
+    return torch.cat(low, 1), torch.cat(high, 1)
+
+
+def input_of(operations: list, use, slot) -> Tensor:
+    """What a consumer reads in a recorded run of the same network."""
+    same = use.operation < len(operations) and use.argument < len(operations[use.operation].args)
+    value = operations[use.operation].args[use.argument] if same else None
+    if not isinstance(value, Tensor):
+        raise CollapseError(f"the network runs other operations on this batch than on the example ({slot.name})")
+    return value
+
+
+# ======================================================================================
+# As a table
+# ======================================================================================
+
+COLUMNS = ("width", "vanishing", "redundant", "constant", "independent", "fraction", "effective_rank", "silent")
+TITLES = {"effective_rank": "eff. rank", "vanishing": "vanished"}
+
+
+def table_lines(report: CollapseReport) -> list[str]:
+    """The rows as a table of at most 100 columns; long names are cut in their middle."""
+    columns = [column for column in COLUMNS if report and column in report[0]]
+    titles = [TITLES.get(column, column) for column in columns]
+    widths = [max(len(title), 5) for title in titles]
+    room = 100 - sum(widths) - 2 * len(widths)
+    longest = max([len(row["name"]) for row in report], default=0)
+    room = min(room, max(longest, len("neurons of")))
+    lines = ["neurons of".ljust(room) + "".join(f"  {title:>{w}}" for title, w in zip(titles, widths, strict=True))]
+    for row in report:
+        cells = [f"  {as_text(row[column]):>{w}}" for column, w in zip(columns, widths, strict=True)]
+        lines.append(shortened(row["name"], room).ljust(room) + "".join(cells))
+    return lines
+
+
+def as_text(value) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+def shortened(name: str, room: int) -> str:
+    if len(name) <= room:
+        return name
+    head = (room - 2) // 3
+    return f"{name[:head]}..{name[len(name) - (room - 2 - head) :]}"
+
+
+def summary_lines(report: CollapseReport) -> list[str]:
+    """Totals, what share of the network they are of, and what was left out."""
+    width = sum(row["width"] for row in report)
+    independent = sum(row["independent"] for row in report)
+    lines = [f"{independent:,} of {width:,} neurons are independent"]
+    if report.covered is not None:
+        lines[0] += f"; they hold {report.covered:.0%} of the parameters"
+    for entry in report.skipped[:10]:
+        words = f"not measured: {entry.name or 'the network'}: {entry.reason}"
+        lines.append(words if len(words) <= 100 else words[:97] + "...")
+    if len(report.skipped) > 10:
+        lines.append(f"and {len(report.skipped) - 10} more (.skipped)")
+    return lines
+
+
+# ======================================================================================
+# Maps of distances
+# ======================================================================================
+
+
+def cluster_order(distances: Tensor, clusters: int) -> Tensor:
+    """[n, n] distances -> [n] order of the neurons in `clusters` average-linkage clusters, largest first.
+
+    Clusters of one size lie as in the whole tree, so that similar ones are neighbours.
+    """
+    d = distances.double().clone().fill_diagonal_(math.inf)
+    members = {k: [k] for k in range(len(d))}
+    cut = list(members.values())
+    while len(members) > 1:
+        i, j = sorted(divmod(int(d.argmin()), len(d)))
+        a, b = len(members[i]), len(members[j])
+        d[i] = (a * d[i] + b * d[j]) / (a + b)  # the mean over all pairs of members
+        d[:, i] = d[i]
+        d[i, i] = d[j] = d[:, j] = math.inf
+        members[i] = members[i] + members.pop(j)
+        cut = list(members.values()) if len(members) >= clusters else cut
+    tree = members[0]
+    cut.sort(key=lambda cluster: (-len(cluster), tree.index(cluster[0])))
+    return torch.tensor([neuron for cluster in cut for neuron in cluster])
+
+
+def distance_maps(model: nn.Module, example, names: tuple[str, ...], side: int = 64) -> list[dict]:
+    """Normalised distances between the neurons of the named groups, as the heat maps of figure 3 show them.
+
+    A dict per name: `width`, `clusters`, and `incoming` and `outgoing`, each [m, m] to two decimals, with
+    m = min(width, side) by averaging. Neurons are ordered by `cluster_order` into as many clusters as
+    are independent, vanished ones not set aside: they lie at distance 2 from all others.
+    Raises CollapseError for a name that no group has.
+    """
+    groups = {group.name: group for group in neuron_groups(model, example)}
+    maps = []
+    for name in names:
+        if name not in groups:
+            raise CollapseError(f"no group of neurons {name}; there are {', '.join(groups)}")
+        vectors = groups[name].vectors()
+        clusters = max(1, independent_neurons(vectors, vanishing=0))
+        order = cluster_order(normalized_distances(vectors), clusters)
+        entry = {"name": name, "width": groups[name].size, "clusters": clusters}
+        for part in ("incoming", "outgoing"):
+            distances = normalized_distances(getattr(groups[name], part)())[order][:, order]
+            small = nn.functional.adaptive_avg_pool2d(distances[None].double(), min(len(order), side))[0]
+            entry[part] = [[round(value, 2) for value in row] for row in small.tolist()]
+        maps.append(entry)
+    return maps

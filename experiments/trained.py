@@ -1,0 +1,76 @@
+"""Networks that `core.train` has trained, and the steps that they would go on with."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from core import Run, build_model, epoch_of
+from lib.batches import Images
+from lib.data import load_dataset
+from lib.errors import InputError
+from lib.results import ROOT
+from lib.run_folder import load_state
+
+RUNS = ROOT / "runs"
+DATA = ROOT / "data"
+
+
+def load_images(run: Run, data: str | None, device: torch.device) -> Images:
+    """The data set of a run; `data`: the folder it lies in, None for the one beside the scripts."""
+    return Images(load_dataset(run.dataset, data or DATA), run.dataset, device)
+
+
+def read_run(folder: Path) -> Run:
+    """The settings in a run directory; what later versions added is passed over."""
+    settings = json.loads((folder / "settings.json").read_text())
+    fields = {}
+    for name in Run.__dataclass_fields__:
+        if name in settings:
+            value = settings[name]
+            fields[name] = tuple(value) if isinstance(value, list) else value
+    return Run(**fields)
+
+
+def trained_network(folder: Path, step: int | None, device) -> tuple[Run, nn.Module]:
+    """Settings and network of a run directory: its weights of that step, or those at its end (or where it is).
+
+    Raises InputError for a folder that is no run directory, and where these weights are missing.
+    """
+    try:
+        run = read_run(folder)
+        found = {int(path.stem.split("_")[1]): path for path in folder.glob("weights_*.pt")}
+        if found:
+            weights = load_state(found[run.steps if step is None else step], device)
+        else:
+            weights = load_state(folder / "checkpoint.pt", device)["model"]
+        last_layer = list(weights.values())[-1]
+        model = build_model(run.model, len(last_layer), run.width).to(device)
+        model.load_state_dict(weights)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        why = str(error)[:200]
+        raise InputError(f"{folder} is no run directory with weights of that step ({why})") from None
+    return run, model
+
+
+def step_batches(images: Images, run: Run, first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The very batches of these training steps: (images [B, 3, 32, 32], labels [B])."""
+    size = run.batch_size
+    steps_per_epoch = len(images.train) // size
+    epoch = None
+    for step in range(first, last):
+        if step // steps_per_epoch != epoch:
+            epoch = step // steps_per_epoch
+            examples = epoch_of(run, images, epoch)
+        start = step % steps_per_epoch * size
+        batch = slice(start, start + size)
+        yield images.normalized(images.batch(examples.crops[batch])), examples.labels[batch]
+
+
+def sgd_of(model: nn.Module, run: Run) -> torch.optim.SGD:
+    """The optimizer of a run, without the momentum it had. Raises InputError for a run that SGD didn't train."""
+    if run.optimizer != "sgd":
+        raise InputError(f"{run.name} was trained by {run.optimizer}: exponents and fine-tuning are those of SGD")
+    return torch.optim.SGD(model.parameters(), run.learning_rate, run.momentum, weight_decay=run.weight_decay)

@@ -1,0 +1,147 @@
+"""Teams of processes: R ranks that torchrun has started share M trainings."""
+
+import dataclasses
+import datetime
+import os
+
+import torch
+import torch.distributed as dist
+
+from lib.errors import InputError
+
+PATIENCE = datetime.timedelta(days=7)  # teams that are done wait for the slowest
+
+
+def rank() -> int:
+    """The number of this process among those that torchrun has started; 0 without torchrun."""
+    return int(os.environ.get("RANK", 0))
+
+
+def ranks() -> int:
+    """How many processes torchrun has started; 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def local_device(device: torch.device) -> torch.device:
+    """This process's GPU, for "cuda"; ranks may share one."""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    return torch.device("cuda", local_rank % torch.cuda.device_count())
+
+
+@dataclasses.dataclass(frozen=True)
+class Team:
+    """The processes that share a run: this one is number `rank` of `size`, team number `index` of `teams`."""
+
+    index: int = 0
+    teams: int = 1
+    rank: int = 0
+    size: int = 1
+    group: object = None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one of its team that writes files."""
+        return self.rank == 0
+
+    def sum(self, tensor: torch.Tensor) -> None:
+        """Add up `tensor` over the team, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor, group=self.group)
+
+    def minimum(self, tensor: torch.Tensor) -> None:
+        if self.size > 1:
+            dist.all_reduce(tensor, dist.ReduceOp.MIN, group=self.group)
+
+    def maximum(self, tensor: torch.Tensor) -> None:
+        if self.size > 1:
+            dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.group)
+
+
+ALONE = Team()
+
+
+def restart_safe_store():
+    """A meeting point that the dead processes of an earlier start have not used, or None for torch's own.
+
+    After a restart torchrun's store still holds the addresses of the dead (pytorch issue 135712), and restarts
+    failed by chance. On one node we meet under a prefix with the restart count.
+    """
+    all_on_this_node = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) == ranks()
+    if not all_on_this_node or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=PATIENCE)
+    return dist.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+
+
+def join_processes(device: torch.device) -> None:
+    """Meet the other processes that torchrun has started, if any."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # NCCL gathers objects and waits at barriers on the current device
+    if ranks() == 1 or dist.is_initialized():
+        return
+    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    own_gpu_each = device.type == "cuda" and processes_here <= torch.cuda.device_count()
+    backend = "nccl" if own_gpu_each and dist.is_nccl_available() else "gloo"
+    store = restart_safe_store()
+    if store is None:
+        dist.init_process_group(backend, timeout=PATIENCE)
+    else:
+        dist.init_process_group(backend, timeout=PATIENCE, store=store, rank=rank(), world_size=ranks())
+
+
+def first_rank_first(action, device: torch.device):
+    """What `action` returns; rank 0 runs it alone before the others do, so that a download happens once."""
+    join_processes(device)
+    if ranks() == 1:
+        return action()
+    if rank() == 0:
+        result = action()
+        dist.barrier()
+        return result
+    dist.barrier()
+    return action()
+
+
+def form_team(runs: int, device: torch.device) -> Team:
+    """R ranks and M runs make min(R, M) teams of neighbouring ranks; one process is a team of its own."""
+    join_processes(device)
+    if ranks() == 1:
+        return Team()
+    teams = max(1, min(ranks(), runs))
+    members = [[] for _ in range(teams)]
+    for one in range(ranks()):
+        members[one * teams // ranks()].append(one)
+    groups = [dist.new_group(team_ranks) for team_ranks in members]  # every process must make every group
+    index = rank() * teams // ranks()
+    return Team(index, teams, members[index].index(rank()), len(members[index]), groups[index])
+
+
+def check_teams(batch_sizes: set[int], runs: int) -> None:
+    """Raises InputError where the ranks that torchrun has started make teams that can't share such a batch."""
+    teams = max(1, min(ranks(), runs))
+    smallest, largest = ranks() // teams, -(-ranks() // teams)
+    for batch_size in sorted(batch_sizes):
+        for size in (smallest, largest):
+            if batch_size % size == 0:
+                continue
+            fitting = max(n for n in range(1, size + 1) if batch_size % n == 0)
+            raise InputError(
+                f"batch size {batch_size} is not divisible by a team of {size} processes ({ranks()} processes share "
+                f"{runs} run{'s' if runs > 1 else ''}); use --nproc_per_node={fitting * teams} or another --batch-size"
+            )
+
+
+def gather(records: dict) -> dict | None:
+    """The records of all ranks together, on rank 0; None on the others."""
+    if ranks() == 1:
+        return records
+    parts = [None] * ranks()
+    dist.all_gather_object(parts, records)
+    if rank() != 0:
+        return None
+    together = {}
+    for part in parts:
+        together |= part
+    return together

@@ -1,0 +1,293 @@
+"""The command line: bad input is one line and exit code 2, results are whole or not there, nothing is lost."""
+
+import io
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from typing import Annotated
+
+import pytest
+import torch
+
+from lib import interrupts
+from lib.command import run_script
+from lib.errors import InputError
+from lib.progress import TrainingProgress
+from lib.results import write_json
+from lib.settings import Count, Positive, Range, Share, check_settings
+from tests.processes import ROOT, run_command
+
+SCRIPTS = (
+    "toy_models teacher_student vgg_cifar10 resnet_cifar100 sparse_features chaotic_sgd subnetworks benchmark figures"
+).split()
+
+
+@pytest.mark.parametrize("script", [f"{name}.py" for name in SCRIPTS])
+def test_help_and_unknown_names(script, run_here):
+    code, shown, _ = run_here(script, "--help")
+    assert code == 0 and "--quick" in shown and re.search(f"(python|torchrun --nproc_per_node=8) {script}", shown)
+    code, _, line = run_here(script, "nonsense")
+    assert code == 2 and "unknown" in line and "nonsense" in line and line.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_written_is_found_out_first(tmp_path, run_here):
+    (tmp_path / "file").write_text("")
+    for command in (["toy_models.py", "quartic", "--out"], ["figures.py", "--figures"]):
+        code, _, line = run_here(*command, tmp_path / "file", "--quick")
+        assert code == 2 and "can't write" in line and line.count("\n") == 1
+
+
+def test_devices_that_are_not_there_or_lack_float64_are_one_line(run_here):
+    code, _, line = run_here("toy_models.py", "quartic", "--device", "mps")
+    assert code == 2 and "float64" in line and line.count("\n") == 1
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    code, _, line = run_here("toy_models.py", "quartic", "--device", "cuda")
+    assert code == 2 and "no CUDA GPU" in line and line.count("\n") == 1
+
+
+# ------------------------------------------------------------------------------ results
+
+
+def exit_code(function, options, name="a"):
+    with pytest.raises(SystemExit) as caught:
+        run_script("doc", {name: function}, {}, options)
+    return caught.value.code
+
+
+def test_results_are_replaced_whole_or_not_at_all(tmp_path, capsys):
+    def good(seed=0, device=None, n=3):
+        return {"values": torch.arange(n) / 3, "nothing": math.nan}
+
+    def interrupted(seed=0, device=None):
+        raise KeyboardInterrupt
+
+    def refused(seed=0, device=None):
+        raise InputError("no such noise")
+
+    def broken(seed=0, device=None):
+        raise ValueError("operands could not be broadcast")
+
+    options = ["--out", str(tmp_path), "--device", "cpu"]
+    run_script("doc", {"a": good}, {}, [*options, "--seed", "7"])
+    saved = json.loads((tmp_path / "a.json").read_text())
+    assert saved["settings"] == {"seed": 7, "n": 3} and saved["values"] == [0, 0.333333, 0.666667]
+    assert saved["nothing"] is None and saved["quick"] is False
+    assert {"torch", "numpy", "device", "date", "seconds"} <= saved["environment"].keys()
+    before = (tmp_path / "a.json").read_bytes()
+    assert exit_code(interrupted, options) == 130
+    assert exit_code(refused, options) == 2
+    assert "no such noise" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="broadcast"):  # a fault of ours keeps its traceback
+        run_script("doc", {"a": broken}, {}, options)
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"bad": object()})
+    assert (tmp_path / "a.json").read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_the_same_numbers_are_not_written_again(tmp_path, capsys):
+    """Whatever command made them: the repository stays clean."""
+
+    def a(n=3, seed=0, device=None):
+        return {"values": torch.arange(n) / 3}
+
+    options = ["--out", str(tmp_path), "--device", "cpu"]
+    run_script("doc", {"a": a}, {}, options)
+    before = (tmp_path / "a.json").stat().st_mtime_ns
+    run_script("doc", {"a": a}, {}, ["a", *options, "--set", "n=3"])
+    assert (tmp_path / "a.json").stat().st_mtime_ns == before and not (tmp_path / "replaced").exists()
+    assert "the same numbers" in capsys.readouterr().out
+    run_script("doc", {"a": a}, {}, [*options, "--set", "n=4"])
+    assert len(json.loads((tmp_path / "a.json").read_text())["values"]) == 4
+    (kept,) = (tmp_path / "replaced").glob("a_*.json")
+    assert len(json.loads(kept.read_text())["values"]) == 3
+
+
+def test_status_tells_whether_a_result_is_there(tmp_path):
+    def a(n=3, seed=0, device=None):
+        return {"n": n}
+
+    options = ["--out", str(tmp_path), "--device", "cpu"]
+    assert exit_code(a, [*options, "--status"]) == 3
+    run_script("doc", {"a": a}, {}, options)
+    assert exit_code(a, [*options, "--status"]) == 0
+    assert exit_code(a, [*options, "--status", "--set", "n=4"]) == 3
+
+
+# ----------------------------------------------------------------------------- settings
+
+
+def test_any_setting_can_be_changed_and_is_checked(tmp_path, capsys):
+    seen = []
+    narrow = {"width": 4}
+
+    def a(mu: Positive = 1.5, sizes: tuple[Count, ...] = (1, 2), name: str = "x", steps: Count = 3, k=None, net=narrow,
+          seed=0, device="cpu"):  # fmt: skip
+        seen.append((mu, sizes, name, steps, k, net))
+        return {"found": mu}
+
+    def run(*words):
+        run_script("doc", {"a": a, "b": lambda seed=0, device="cpu": {}}, {}, [*words, "--out", str(tmp_path)])
+
+    run("a", "--set", "mu=2", "sizes=4", "name=2024", "k=0.5")
+    run("a", "--set", "sizes=(4, 5)", "mu=2", "name=3d", "k=mean", "net={'seed': 2}")
+    assert seen == [
+        (2, (4,), "2024", 3, 0.5, {"width": 4}),
+        (2, (4, 5), "3d", 3, "mean", {"width": 4, "seed": 2}),
+    ]
+    for words, why in {
+        ("a", "--set", "nu=2"): "no setting 'nu'; there are mu, sizes, name, steps, k, net",
+        ("a", "--set", "mu=much"): "mu",
+        ("a", "--set", "mu=nan"): "mu",
+        ("a", "--set", "mu=1e999"): "mu: expected a number, above 0",
+        ("a", "--set", "mu=0"): "mu: expected a number, above 0",
+        ("a", "--set", "steps=2.5"): "steps",
+        ("a", "--set", "steps=0"): "steps: expected a whole number, at least 1, not 0",
+        ("a", "--set", "sizes=many"): "sizes",
+        ("a", "--set", "sizes=(1, 0.5)"): "sizes",
+        ("a", "--set", "sizes=()"): "sizes",
+        ("b", "--set", "mu=2"): "no setting 'mu'",
+        ("a", "--seed", "-1"): "--seed -1: seeds are 0 or more",
+    }.items():
+        with pytest.raises(SystemExit) as stop:
+            run(*words)
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and why in said and said.count("\n") == 1, (words, said)
+
+
+def test_ranges_hold_for_calls_from_python_too():
+    def experiment(share: Share = 0.5, odd: Annotated[int, Range(low=3, high=9)] = 3):
+        pass
+
+    check_settings(experiment, {"share": 1.0, "odd": 9})
+    for settings in ({"share": 1.1}, {"share": math.nan}, {"odd": 2}, {"odd": 10}, {"odd": True}, {"odd": 3.0}):
+        with pytest.raises(InputError, match=next(iter(settings))):
+            check_settings(experiment, settings)
+
+
+# ------------------------------------------------------------------------------ printing
+
+
+def test_printing_never_stops_the_work(tmp_path):
+    """Into a closed pipe, onto a full disk, in a terminal of ASCII letters: the results are there in the end."""
+    results = {"closed": tmp_path / "closed", "full": tmp_path / "full", "ascii": tmp_path / "mes résultats"}
+    command = [sys.executable, "toy_models.py", "quartic", "--quick", "--out"]
+    with subprocess.Popen(
+        [*command, results["closed"]], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as run:
+        run.stdout.close()
+        complaints = run.stderr.read()
+        assert run.wait(60) == 0 and b"Traceback" not in complaints and b"Exception" not in complaints
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    said = run_command(*command[1:], results["ascii"], **ascii_only)
+    assert said.returncode == 0 and "python figures.py --quick --out" in said.stdout, said.stderr
+    if os.path.exists("/dev/full"):
+        with open("/dev/full", "w") as full:
+            assert subprocess.run([*command, results["full"]], cwd=ROOT, stdout=full, timeout=60).returncode == 0
+    for name, folder in results.items():
+        assert name == "full" or (folder / "quick" / "quartic.json").exists()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGINT") or os.name == "nt", reason="needs signals")
+def test_ctrl_c_during_the_imports_leaves_no_traceback(tmp_path):
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    for script in SCRIPTS:
+        if script in ("figures", "subnetworks"):
+            continue
+        stopped = run_command(f"{script}.py", PYTHONPATH=str(tmp_path))
+        assert stopped.returncode == 130 and not stopped.stdout and not stopped.stderr
+
+
+@pytest.fixture
+def as_in_a_script():
+    """Ctrl-C as lib.interrupts sets it up where a script starts."""
+    before = signal.signal(signal.SIGINT, interrupts.leave_at_once)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_raises_only_where_it_is_caught(tmp_path, as_in_a_script):
+    during = []
+
+    def a(seed=0, device=None):
+        during.append(signal.getsignal(signal.SIGINT))
+        return {}
+
+    run_script("doc", {"a": a}, {}, ["--out", str(tmp_path)])
+    assert during == [signal.default_int_handler]
+    assert signal.getsignal(signal.SIGINT) is interrupts.leave_at_once
+
+
+# ----------------------------------------------------------------------------- torchrun
+
+
+def test_other_ranks_let_rank_0_tell_what_is_wrong(monkeypatch, capsys, tmp_path):
+    """torchrun ends all ranks when the first has failed: rank 0 must not be the second."""
+    waited = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        assert exit_code(lambda seed=0, device=None: {}, ["--out", str(tmp_path), "two\nlines"]) == 2
+        said = capsys.readouterr().err
+        assert "unknown experiment two lines" in said and said.count("\n") == 1
+        assert waited == [60] * rank
+        report = json.loads((tmp_path / "error.json").read_text())  # as torchrun reads it
+        assert report["message"]["message"] == said.strip()
+
+
+# ----------------------------------------------------------------------------- progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_bar_shows_rate_and_time_left_in_80_columns(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with TrainingProgress("run 12 of 16", 1_000_000, 999_000, show=True) as progress:
+        progress.bar.start_t -= 5  # seconds
+        progress.step()
+        progress.evaluated(2.305, 0.1)
+        progress.bar.refresh()
+    shown = sys.stderr.getvalue().split("\r")[-1].rstrip()
+    assert len(shown) <= 80 and "run 12 of 16: 999001/1000000" in shown
+    assert " left, " in shown and "s/step" in shown and "loss 2.305 acc 0.100" in shown
+
+
+def test_without_a_terminal_a_line_is_printed_now_and_then(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with TrainingProgress("run 1 of 2", 1000, 0, show=True) as progress:
+        for step in range(1, 401):
+            now[0] += 1.0
+            progress.step()
+            if step % 10 == 0 and step <= 100:
+                progress.evaluated(2.3, 0.1)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "run 1 of 2: step 70 of 1,000, loss 2.300, accuracy 0.100, 1 steps/s, 16 min left"
+    assert len(lines) == 2  # the second in a long gap between evaluations
+
+
+# ------------------------------------------------------------------------------ folders
+
+
+def test_commands_that_are_shown_can_be_pasted(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/some/where/toy_models.py", "--out", "mes résultats", "--set", "net={'a': 2}"])
+    run_script("doc", {"a": lambda seed=0, device=None: {}}, {}, ["--out", str(tmp_path / "mes résultats")])
+    saved = json.loads((tmp_path / "mes résultats" / "a.json").read_text())
+    assert saved["command"] == """python toy_models.py --out 'mes résultats' --set 'net={'"'"'a'"'"': 2}'"""
+    assert f"python figures.py --out '{tmp_path}/mes résultats'" in capsys.readouterr().out
+
+
+def test_home_is_found_also_behind_an_equals_sign(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run_script("doc", {"a": lambda seed=0, device=None: {}}, {}, ["--out=~/x"])
+    assert (tmp_path / "x" / "a.json").exists()

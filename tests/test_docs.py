@@ -1,0 +1,245 @@
+"""README and docs/ are true to the code: short enough, links lead somewhere, commands and Python run as printed.
+
+Of the pages, blocks marked `bash` hold commands that work as they stand, and blocks marked `python` run by themselves.
+Blocks marked `py` only show.
+"""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+
+import pytest
+
+import figures
+from papers import pages, registry
+from tests.processes import ROOT, run_command
+
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+GENERATED = ("claims.md", "published.md", "figures.md")  # by figures.py
+WRITTEN = [page for page in PAGES if page.name not in GENERATED]
+
+
+def read(page) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def blocks(page, kind: str) -> list[str]:
+    return re.findall(rf"```{kind}\n(.*?)```", read(page), re.S)
+
+
+# ------------------------------------------------------------------------------ words
+
+
+def test_the_readme_is_short():
+    assert len(read(README).splitlines()) <= 220
+    assert len(read(README).split()) <= 2500
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", read(page), flags=re.S)
+    targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    for target in targets:
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        assert file.exists(), f"{page.name} links to {target}, which is not there"
+        if anchor:
+            assert anchor in anchors(file), f"{page.name} links to {target}; there is no such heading"
+
+
+def anchors(page) -> set[str]:
+    """As GitHub makes them of headings: lower case, no punctuation, hyphens for spaces."""
+    found = set(re.findall(r'<a id="([^"]+)">', read(page)))
+    for heading in re.findall(r"^#+ (.*)$", read(page), re.M):
+        words = re.sub(r"[^\w\s-]", "", heading.lower())
+        found.add(words.strip().replace(" ", "-"))
+    return found
+
+
+def test_nothing_of_one_machine_and_no_notes_to_ourselves():
+    """In everything that is committed, so that this test is in it, too."""
+    listed = subprocess.run(["git", "ls-files", "*.py", "*.md", "*.toml"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("no git checkout")
+    for name in listed.stdout.split("\n"):
+        if (ROOT / name).is_file():
+            text = (ROOT / name).read_text(encoding="utf-8")
+            found = re.search(r"(?<![\w.$}])/(work|root|Users)/\w|\b(TO" + r"DO|FIX" + r"ME)\b", text)
+            assert found is None, f"{name}: {found[0]}"
+
+
+# ------------------------------------------------------------------------------ numbers
+
+
+def test_the_readmes_tally_is_that_of_the_claims():
+    table = json.loads((ROOT / "figures" / "claims.json").read_text(encoding="utf-8"))
+    shown = re.search(r"<!-- tally -->\n(.*)<!-- /tally -->", read(README), re.S)
+    assert shown[1].strip() == pages.tally(table).strip(), "python figures.py writes it"
+
+
+def test_claims_that_the_pages_call_failing_fail():
+    """A result that mends a claim asks for other words."""
+    table = json.loads((ROOT / "figures" / "claims.json").read_text(encoding="utf-8"))
+    verdicts = {}
+    for row in table:
+        verdicts.setdefault(row["id"].partition(":")[0], []).append(row["holds"])
+    named = 0
+    for page in WRITTEN:
+        section = re.search(r"^## What does not hold\n(.*?)\n\n[^|\n]", read(page), re.S | re.M)
+        for row in re.findall(r"^\| (`.*?) \|", section[1], re.M) if section else ():
+            for claim in re.findall(r"`([a-z0-9-]+)`", row):
+                assert claim in verdicts, f"{page.name} names {claim}, which is no claim"
+                assert False in verdicts[claim], f"{page.name} says that {claim} fails; it is {verdicts[claim]}"
+                named += 1
+    assert named > 10
+
+
+def test_the_speed_table_is_that_of_the_results():
+    rows = re.findall(
+        r"^\| (\w+)[^|]*\|[^|]*\|[^|]*\| ([\d,]+) \(([\d,]+) to ([\d,]+)\)", read(ROOT / "docs" / "speed.md"), re.M
+    )
+    assert len(rows) > 5
+    for name, *shown in rows:
+        result = json.loads((ROOT / "results" / f"benchmark_{name}.json").read_text(encoding="utf-8"))
+        measured = [result, result["published"]] if "published" in result else [result]
+        numbers = [[one["speedup"], *one["speedup_range"]] for one in measured]
+        as_shown = [[f"{number:,.0f}" for number in row] for row in numbers]
+        assert shown in as_shown, f"docs/speed.md says of {name} {shown}, the result {as_shown}"
+
+
+# ------------------------------------------------------------------------------ commands
+
+
+def commands_of(page) -> list[list[str]]:
+    """The words of each command in the blocks marked bash, and of those in tables: `python x.py ...`."""
+    lines = [line for block in blocks(page, "(?:bash|sh)") for line in block.splitlines()]
+    lines += re.findall(r"^\|.*?`((?:python|torchrun) [^`]*)`", read(page), re.M)
+    found = []
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        while words:
+            end = words.index("&&") if "&&" in words else len(words)
+            if words[0] in ("python", "torchrun"):
+                found.append(words[:end])
+            words = words[end + 1 :]
+    return found
+
+
+def script_and_options(words: list[str]) -> list[str]:
+    """Without `python`, or torchrun and its options."""
+    start = next(place for place, word in enumerate(words) if word.endswith(".py"))
+    return words[start:]
+
+
+def test_commands_are_understood(run_here, capsys):
+    """All of them, by --status, which checks every option and starts nothing."""
+    checked = set()
+    for page in WRITTEN:
+        for words in commands_of(page):
+            script, *options = script_and_options(words)
+            if (script, *options) in checked:
+                continue
+            checked.add((script, *options))
+            if script == "figures.py":
+                figures.parse_arguments(options, list(registry.FIGURES))  # ends the test where it is refused
+                continue
+            code, _, line = run_here(script, *options, "--status")
+            assert code in (0, 3), f"{page.name}: {shlex.join(words)}: {line}"
+    assert len(checked) > 20
+
+
+QUICK_FORM = {  # one of its trainings, one of the figures: what takes longer has tests of its own
+    "vgg_cifar10.py": ["lr", "--learning-rate", "0.1"],
+    "figures.py": ["fig2_neuron"],
+}
+
+
+def test_the_readmes_commands_run_in_quick_form(tmp_path):
+    places = {"figures.py": ["--figures", tmp_path / "figures"], "vgg_cifar10.py": ["--runs", tmp_path / "runs"]}
+    done = set()
+    for words in commands_of(README):
+        script, *options = script_and_options(words)
+        options = QUICK_FORM.get(script, options)
+        if (script, *options) in done:
+            continue
+        done.add((script, *options))
+        ran = run_command(script, *options, "--quick", "--out", tmp_path, *places.get(script, []))
+        assert ran.returncode == 0, (words, ran.stderr)
+    assert {script for script, *_ in done} == {"toy_models.py", "figures.py", "vgg_cifar10.py"}
+    assert (tmp_path / "figures" / "quick" / "fig2_neuron.png").exists()
+
+
+# ------------------------------------------------------------------------------ Python
+
+RUN_EACH = """
+import torch
+torch.set_num_threads(1)
+for page, number, block in {blocks!r}:
+    try:
+        exec(block, {{}})
+    except Exception:
+        print(f"block {{number}} of {{page}}")
+        raise
+"""
+
+
+def test_python_blocks_run(tmp_path):
+    """Each by itself, as someone pastes it, in an empty folder."""
+    found = []
+    for page in WRITTEN:
+        found += [(page.name, number, block) for number, block in enumerate(blocks(page, "python"), 1)]
+    ran = run_command("-c", RUN_EACH.format(blocks=found), cwd=tmp_path)
+    assert ran.returncode == 0, ran.stdout[-200:] + ran.stderr
+    assert len(found) > 5
+
+
+def changed(text: str, diff: str) -> str:
+    """A text with a diff carried out: lines that begin with a space or minus are there, those with plus come in."""
+    lines = diff.splitlines()
+    old = "".join(f"{line[1:]}\n" for line in lines if line[:1] in " -")
+    new = "".join(f"{line[1:]}\n" for line in lines if line[:1] in " +")
+    assert text.count(old) == 1, f"these lines are there {text.count(old)} times:\n{old}"
+    return text.replace(old, new)
+
+
+def test_the_six_changes_work_as_written(tmp_path):
+    """All of docs/extending.md in a copy of the house: train, draw, judge."""
+    for name in ("collapse", "lib", "experiments", "papers"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("core.py", "figures.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    page = ROOT / "docs" / "extending.md"
+    for block in blocks(page, "diff"):
+        name, _, diff = block.partition("\n")
+        file = tmp_path / name
+        file.write_text(changed(file.read_text(encoding="utf-8"), diff), encoding="utf-8")
+    for block in blocks(page, "py"):
+        first, _, code = block.partition("\n")
+        (tmp_path / first.removeprefix("# file: ")).write_text(code, encoding="utf-8")
+
+    train = (
+        "import runpy, sys, torchvision; from lib.data import DOWNLOADS\n"
+        "getattr(torchvision.datasets, DOWNLOADS['kmnist'].kind)\n"
+        "sys.argv = 'resnet34_cifar100.py lr --quick --steps 8 --eval-every 4 --learning-rate 0.1'.split()\n"
+        "sys.argv += ['--optimizer', 'nesterov']\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    ran = run_command("-c", train, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert ran.returncode == 0, ran.stderr
+    result = json.loads((tmp_path / "results" / "quick" / "resnet34_lr.json").read_text(encoding="utf-8"))
+    assert result["settings"]["optimizer"] == "nesterov" and result["runs"][0]["log"][-1]["weight_norm"] > 0
+
+    draw = (
+        "import figures; from papers import registry\n"
+        "assert 'highest-rate-learns' in {one.name for claims in registry.CLAIMS for one in claims}\n"
+        "figures.main(['accuracy', 'fig4_independent', '--quick'])"
+    )
+    ran = run_command("-c", draw, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert ran.returncode == 0, ran.stderr
+    drawn = {path.stem for path in (tmp_path / "figures" / "quick").glob("*.png")}
+    assert drawn == {"accuracy", "fig4_independent"}

@@ -1,0 +1,383 @@
+"""Which parameters are a neuron: the groups have all of a network's symmetry, and nothing that isn't one."""
+
+import copy
+import time
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import core
+from collapse import CollapseError, neuron_groups
+from collapse.trace import call, tensors_in
+from tests.small_networks import KINDS, network, neurons_of_one_part, put_neuron
+
+
+def outputs(model, example):
+    return tensors_in(call(model, example))
+
+
+def largest_difference(ones, others):
+    return max(float((one - other).abs().max() / one.abs().max()) for one, other in zip(ones, others, strict=True))
+
+
+# ======================================================================================
+# The groups
+# ======================================================================================
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_network_has_its_groups(name):
+    model, example = network(name)
+    groups = neuron_groups(model, example)
+    assert sorted((group.kind, group.size) for group in groups) == sorted(KINDS[name][2])
+    assert len({group.name for group in groups}) == len(groups)
+    for group in groups:
+        for slot in group.slots:
+            assert slot.index.shape == (group.size, slot.block) and len(slot.index.unique()) == slot.index.numel()
+    assert 0 < groups.covered <= 1
+
+
+@pytest.mark.parametrize("name", KINDS)
+@torch.no_grad()
+def test_permuting_neurons_within_their_parts_changes_nothing(name):
+    """The groups are complete: through norms, flatten, streams, heads, gates, concatenation."""
+    model, example = network(name)
+    before = outputs(model, example)
+    for number, group in enumerate(neuron_groups(model, example)):
+        order = torch.arange(group.size)
+        for part in group.part.unique():
+            inside = (group.part == part).nonzero()[:, 0]
+            assert len(inside) > 1
+            order[inside] = inside.roll(1 + number)
+        for slot in group.slots:
+            slot.write(slot.tensor, slot.read(slot.tensor)[order].clone())
+        assert largest_difference(before, outputs(model, example)) < 1e-9, group.name
+        # ... and nothing less: where one slot is left out it isn't the same function
+        first = group.producers[0]
+        whole = first.tensor.clone()
+        first.write(first.tensor, first.read(first.tensor)[order].clone())
+        assert largest_difference(before, outputs(model, example)) > 1e-6, group.name
+        first.tensor.copy_(whole)
+
+
+def training_steps(model, example, steps=20):
+    """SGD with momentum and decay, on random batches and targets."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.02, 0.9, weight_decay=0.02)
+    model.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = sum((output - torch.randn_like(output)).square().mean() for output in outputs(model, other(example)))
+        loss.backward()
+        optimizer.step()
+
+
+def other(example):
+    if isinstance(example, tuple):
+        return tuple(other(part) for part in example)
+    return torch.randn_like(example) if example.is_floating_point() else torch.randint(11, example.shape)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_equal_neurons_stay_equal(name):
+    model, example = network(name)
+    groups = neuron_groups(model, example)
+    pairs = [neurons_of_one_part(group)[:2] for group in groups]
+    for group, (one, two) in zip(groups, pairs, strict=True):
+        put_neuron(group.slots, two, one)
+    before = [group.vectors().clone() for group in groups]
+    training_steps(model, example)
+    for group, (one, two), old in zip(groups, pairs, before, strict=True):
+        vectors = group.vectors()
+        assert (vectors[one] - old[one]).abs().max() > 1e-4, group.name
+        assert (vectors[one] - vectors[two]).abs().max() < 1e-10 * vectors.abs().max(), group.name
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_vanished_neurons_stay_vanished(name):
+    """All of a neuron zero; below a norm that couples it with others: gain, offset and outgoing weights."""
+    model, example = network(name)
+    groups = [group for group in neuron_groups(model, example) if not (group.coupled and not group.normed)]
+    for group in groups:
+        put_neuron(group.vanishing_set(), 1, None)
+    before = [group.vectors().clone() for group in groups]
+    training_steps(model, example)
+    for group, old in zip(groups, before, strict=True):
+        for slot in group.vanishing_set():
+            assert not slot.read(slot.tensor)[1].any(), (group.name, slot.name)
+        assert (group.vectors()[2] - old[2]).abs().max() > 1e-4, group.name
+
+
+@pytest.mark.parametrize("silent", ["gain", "incoming"])
+def test_a_channel_before_batch_norm_has_two_vanishing_sets(silent):
+    """Offset, outgoing weights and gain zero, whatever the incoming weights are; or offset, outgoing and incoming
+    weights zero, whatever the gain is. In a residual stream at all its producers, norms and consumers.
+    """
+    torch.manual_seed(0)
+    model, x = core.resnet18(10, 4).double(), torch.randn(4, 3, 16, 16, dtype=torch.float64)
+    groups = neuron_groups(model, x)
+
+    def members(group):
+        for slot in group.with_role("incoming", "through", "outgoing"):
+            gain = slot.is_norm and slot.parameter == "weight"
+            if not (slot.role == "incoming" if silent == "gain" else gain):
+                yield slot
+
+    for group in groups:
+        assert group.normed and group.coupled is None
+        put_neuron(members(group), 1, None)
+    before = [group.vectors().clone() for group in groups]
+    training_steps(model, x, steps=5)
+    for group, old in zip(groups, before, strict=True):
+        assert not any(bool(slot.read(slot.tensor)[1].any()) for slot in members(group))
+        moved = group.matrix(("incoming",)) if silent == "gain" else group.vectors()
+        assert moved[1].any() == (silent == "gain") or group.matrix(("through",))[1].any()
+        assert (group.vectors()[2] - old[2]).abs().max() > 1e-4
+
+
+def test_neurons_of_different_heads_and_groups_are_not_exchangeable():
+    groups = {group.name: group for group in neuron_groups(*network("vision transformer"))}
+    for kind in ("query-key", "value"):
+        assert groups[f"encoder.layers.0.self_attn:{kind}"].part.tolist() == [0] * 4 + [1] * 4
+    query_key = groups["encoder.layers.0.self_attn:query-key"]
+    assert query_key.slots[0].index.tolist() == [[k, k + 8] for k in range(8)]  # a row of queries, one of keys
+    one, two = neuron_groups(*network("grouped"))
+    assert one.part.tolist() == [0] * 6 + [1] * 6 and two.part.tolist() == [0] * 8 + [1] * 8
+
+
+def test_rotary_pairs_are_no_neurons_and_grouped_values_have_a_part_for_each_head():
+    groups = neuron_groups(*network("rotary"))
+    assert not any("query" in group.kind for group in groups)
+    assert {entry.name for entry in groups.skipped} >= {"q"}
+    value = next(group for group in groups if group.kind == "value")
+    assert value.part.tolist() == [0] * 4 + [1] * 4 and value.consumers[0].block == 2  # each head is read twice
+
+
+def test_streams_of_a_resnet_have_all_their_producers_and_consumers():
+    groups = {group.name: group for group in neuron_groups(torchvision.models.resnet18(), torch.zeros(1, 3, 32, 32))}
+    assert len(groups) == 12 and sum(group.size for group in groups.values()) == 2880
+    stem = groups["conv1"]
+    assert [slot.name for slot in stem.producers] == ["conv1", "layer1.0.conv2", "layer1.1.conv2"]
+    assert {slot.name for slot in stem.norms} == {"bn1", "layer1.0.bn2", "layer1.1.bn2"}
+    assert {slot.name for slot in stem.consumers} == {
+        "layer1.0.conv1", "layer1.1.conv1", "layer2.0.conv1", "layer2.0.downsample.0"
+    }  # fmt: skip
+    last = groups["layer4.0.conv2"]
+    assert {slot.name for slot in last.producers} == {"layer4.0.conv2", "layer4.0.downsample.0", "layer4.1.conv2"}
+    assert [slot.name for slot in last.consumers] == ["layer4.1.conv1", "fc"]
+
+
+def test_a_layer_of_one_neuron_is_a_group():
+    narrow = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1), nn.Tanh(), nn.Linear(1, 1))
+    (group,) = neuron_groups(narrow, torch.randn(4, 1))
+    assert group.size == 1 and group.vectors().shape == (1, 5)
+    flat = nn.Sequential(nn.Conv2d(3, 1, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+    (group,) = neuron_groups(flat, torch.randn(2, 3, 6, 6))
+    assert group.consumers[0].index.tolist() == [list(range(16))]
+
+
+# ======================================================================================
+# What can't be followed
+# ======================================================================================
+
+
+class Between(nn.Module):
+    """Two layers with something between."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.a, self.b, self.c, self.between = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3), between
+
+    def forward(self, x):
+        return self.c(torch.tanh(self.b(self.between(torch.tanh(self.a(x))))))
+
+
+FROZEN = {
+    "a product with data": (lambda h: h * torch.arange(8.0), "differs from channel to channel"),
+    "a sort": (lambda h: h.sort(-1)[0], "sort"),
+    "a matrix of its own": (lambda h: (h.T @ h) @ h.T, "product"),
+    "a Fourier transform": (lambda h: torch.fft.fft(h).real, "can't be followed"),
+    "a softmax": (lambda h: h.softmax(-1), "softmax"),
+}
+
+
+@pytest.mark.parametrize("what", ["a product with data", "a sort", "a Fourier transform", "a softmax"])
+def test_what_cannot_be_followed_freezes_its_channels_and_is_listed(what):
+    between, words = FROZEN[what]
+    groups = neuron_groups(Between(between), torch.randn(5, 6))
+    assert [group.name for group in groups] == ["b"]
+    assert any(words in entry.reason for entry in groups.skipped if entry.name in ("a", "")), groups.skipped
+    assert groups.whole == (what == "a softmax") and groups.covered < 1
+
+
+class FromInput(nn.Linear):
+    def forward(self, x):
+        return x + torch.relu(super().forward(x))
+
+
+class Features(nn.Sequential):
+    def forward(self, x):
+        features = self[0](x)
+        return {"features": features, "classes": self[1](features)}
+
+
+@pytest.mark.parametrize(
+    "model, words",
+    [
+        (nn.Sequential(FromInput(6, 6), nn.Linear(6, 3)), "0: add with something that differs"),
+        (Features(nn.Linear(6, 4), nn.Linear(4, 2)), "0: it is an output"),
+        (nn.Linear(6, 2), "no layer reads what another layer makes"),
+    ],
+)
+def test_where_nothing_can_be_measured_it_says_why(model, words):
+    with pytest.raises(CollapseError, match=words) as caught:
+        neuron_groups(model, torch.randn(5, 6))
+    assert "\n" not in str(caught.value)
+
+
+def with_parameter(value):
+    model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3))
+    model[0].weight = nn.Parameter(value)
+    return model
+
+
+@pytest.mark.parametrize(
+    "model, example, words",
+    [
+        (with_parameter(torch.zeros(8, 6, dtype=torch.complex64)), torch.zeros(2, 6), r"0\.weight is complex"),
+        (with_parameter(torch.zeros(8, 6, device="meta")), torch.zeros(2, 6), r"0\.weight is on the meta device"),
+        (nn.Sequential(nn.Linear(6, 8)), torch.zeros(2, 7), r"doesn't take the example of shape \[2, 7\] \(in 0\)"),
+        (nn.Sequential(nn.Linear(6, 8)), None, "an example is needed"),
+    ],
+)
+def test_bad_input_is_one_line(model, example, words):
+    with pytest.raises(CollapseError, match=words) as caught:
+        neuron_groups(model, example)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(CollapseError, match="pairing"):
+        neuron_groups(model, example, pairing="reference")
+
+
+# ======================================================================================
+# The network is left as it was
+# ======================================================================================
+
+
+class Counting(nn.Module):
+    """Writes into a buffer and draws random numbers whenever it runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.drop = nn.Linear(6, 8), nn.Linear(8, 3), nn.Dropout(0.5)
+        self.register_buffer("runs", torch.zeros(()))
+
+    def forward(self, x):
+        self.runs += 1
+        return self.last(self.drop(self.first(x)) + 0 * torch.rand(()))
+
+
+def test_following_leaves_no_trace():
+    model = nn.Sequential(Counting(), nn.BatchNorm1d(3)).train()
+    model[0].drop.eval()
+    state = copy.deepcopy(model.state_dict())
+    modes = [module.training for module in model.modules()]
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    neuron_groups(model, torch.ones(4, 6))
+    assert torch.equal(torch.rand(2), expected)
+    assert modes == [module.training for module in model.modules()]
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_wrappers_are_taken_off():
+    class Inside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = torch.compile(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8)), backend="eager")
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.head(torch.relu(self.body(x)))
+
+    model, x = Inside(), torch.randn(2, 6)
+    expected = [(group.name, group.size) for group in neuron_groups(model, x)]
+    assert [size for _, size in expected] == [8, 8]
+    body = model.body
+    wrapped = [
+        nn.DataParallel(model),
+        torch.compile(model, backend="eager"),
+        torch.optim.swa_utils.AveragedModel(model),
+        torch.compile(nn.DataParallel(model), backend="eager"),
+    ]
+    for wrapper in wrapped:
+        assert [(group.name, group.size) for group in neuron_groups(wrapper, x)] == expected
+    assert model.body is body
+
+
+def test_a_weight_that_is_computed_is_read_as_it_is():
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 8)), nn.Tanh(), nn.Linear(8, 3))
+    (group,) = neuron_groups(model, torch.randn(2, 6))
+    assert group.slots[0].computed and torch.equal(group.incoming()[:, :6], model[0].weight.detach())
+
+
+def test_inputs_are_tensors_tuples_and_dicts():
+    model, example = network("written")
+    both = neuron_groups(model, example)
+    by_name = neuron_groups(model, {"x": example[0], "context": example[1]})
+    alone = neuron_groups(model, example[0])  # the other branch of its control flow
+    assert [len(group.producers) for group in both] == [len(group.producers) for group in by_name] == [3, 1]
+    assert [len(group.producers) for group in alone] == [1, 1]
+
+
+# ======================================================================================
+# The paper's pairing; cost
+# ======================================================================================
+
+
+def test_the_papers_pairing():
+    model = torchvision.models.resnet18(num_classes=10)
+    groups = neuron_groups(model, torch.zeros(1, 3, 32, 32), pairing="paper")
+    names = ["conv1"] + [f"layer{s}.{b}.conv{c}" for s in (1, 2, 3, 4) for b in (0, 1) for c in (1, 2)]
+    assert [group.name for group in groups] == names
+    assert [group.consumers[0].name for group in groups] == [*names[1:], "fc"]
+    assert groups[0].vectors().shape == (64, 147 + 576) and not any(group.norms for group in groups)
+    plain, example = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2)), torch.zeros(1, 3, 4, 4)
+    for ours, paper in zip(neuron_groups(plain, example), neuron_groups(plain, example, "paper"), strict=True):
+        assert torch.equal(ours.vectors(), paper.vectors())
+
+
+def test_groups_of_a_resnet50_cost_less_than_six_forward_passes():
+    """Of 224 x 224 images, in the processor's time: nothing is computed entry by entry."""
+    model, x = torchvision.models.resnet50().eval(), torch.zeros(1, 3, 224, 224)
+
+    def least(function):
+        times = []
+        for _ in range(2):
+            start = time.process_time()
+            function()
+            times.append(time.process_time() - start)
+        return min(times)
+
+    with torch.no_grad():
+        forward = least(lambda: model(x))
+    assert least(lambda: neuron_groups(model, x)) < 6 * forward
+
+
+@pytest.mark.parametrize("name", ["batch norm mlp", "plain conv", "residual", "dense", "mobile", "next block"])
+def test_groups_are_those_of_torch_pruning(name):
+    """The layers that make the neurons of each group (a development tool: skipped where it isn't installed)."""
+    pruning = pytest.importorskip("torch_pruning")
+    model, example = network(name)
+    names = {module: path for path, module in model.named_modules()}
+    graph = pruning.DependencyGraph().build_dependency(model, example)
+    theirs = set()
+    for group in graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]):
+        makers = [d.target.module for d, _ in group if "out_channels" in d.handler.__name__]
+        layers = [names[module] for module in makers if isinstance(module, nn.Linear | nn.Conv2d)]
+        theirs.add(frozenset(path for path in layers if getattr(model.get_submodule(path), "groups", 1) == 1))
+    for group in neuron_groups(model, example):
+        assert frozenset(slot.name for slot in group.producers) in theirs, (name, group.name, theirs)
