@@ -352,21 +352,25 @@ class Follower:
         followed = [tensor for tensor in inputs if self.is_followed(tensor)]
         if not followed or not outputs:
             return
-        if (
-            all(self.is_parameter(tensor) for tensor in followed)
-            and not in_place(operation)
-            and not any(id(tensor) in self.dependent for tensor in inputs)
-        ):
+        if self.makes_a_parameter(operation, inputs, followed):
             self.derived.update((id(tensor), operation) for tensor in outputs if id(tensor) not in self.computed)
-            return
-        self.apply(operation)
+        else:
+            self.apply(operation)
+
+    def makes_a_parameter(self, operation: Operation, inputs: list[Tensor], followed: list[Tensor]) -> bool:
+        """Whether what comes out is made of parameters (and constants), and no layer is applied to a constant."""
+        if in_place(operation) or any(id(tensor) in self.dependent for tensor in inputs):
+            return False
+        layer = operation.name in ("mm", "addmm", "convolution") and len(followed) < len(inputs)
+        return not layer and all(self.is_parameter(tensor) for tensor in followed)
 
     def apply(self, operation: Operation) -> None:
         """Apply the rule of an operation; where there is none, what goes in can't change."""
         self.now = operation
         for tensor in tensors_in(operation.output):
-            self.derived.pop(id(tensor), None)
             self.dependent.add(id(tensor))
+            if not in_place(operation):
+                self.derived.pop(id(tensor), None)
         try:
             if writes_into_data(self, operation):
                 raise Unknown("it is written into a part of another tensor")
@@ -393,7 +397,7 @@ def in_place(operation: Operation) -> bool:
 
 def writes_into_data(follower: Follower, operation: Operation) -> bool:
     """Whether an operation in place brings neurons into a view of a tensor that had none."""
-    if not in_place(operation) or not operation.args:
+    if not in_place(operation) or operation.name in ("zero_", "fill_"):
         return False
     target = operation.args[0]
     return isinstance(target, Tensor) and id(target) not in follower.states and target._is_view()
@@ -723,7 +727,7 @@ def attach_vector(follower: Follower, vector, labels: Tensor, role: str, is_norm
         parameter, places = found
         follower.attach(parameter, 0, on_places(labels, places, len(parameter)), role)
         follower.holders[id(parameter), 0, 1].is_norm = is_norm
-    elif follower.is_parameter(vector):  # made of parameters: a repeated gain, say
+    elif follower.is_followed(vector):  # made of parameters: a repeated gain, say
         state = follower.state(vector)
         if state is not None and state.labels.shape == labels.shape:
             follower.names.join(state.labels, labels)
