@@ -64,17 +64,18 @@ def collapse_report(
     rows = []
     for number, group in enumerate(groups):
         check_finite(group)
-        row = measure(group, vanishing, redundant, incoming_mask)
+        vectors = group.vectors()
+        row = measure(group, vectors, vanishing, redundant, incoming_mask)
         if rank:
-            row["effective_rank"] = effective_rank(group.vectors())
+            row["effective_rank"] = effective_rank(vectors)
         if still is not None:
             row["silent"] = int(still[number].sum())
         rows.append(row)
     return CollapseReport(rows, getattr(groups, "covered", None), getattr(groups, "skipped", []))
 
 
-def measure(group: NeuronGroup, vanishing: float, redundant: float, incoming_mask: bool) -> dict:
-    """The counts of one group."""
+def measure(group: NeuronGroup, vectors: Tensor, vanishing: float, redundant: float, incoming_mask: bool) -> dict:
+    """The counts of one group; `vectors`: its own, which are large."""
     norms = group.importance()
     if incoming_mask:
         norms = torch.linalg.vector_norm(group.incoming(), dim=1, dtype=torch.float64)

@@ -326,6 +326,7 @@ def draw_shares(rows: list[dict], path: Path) -> None:
         axes.barh(range(len(rows)), shares, 0.7, left, color=color, hatch=hatch, edgecolor="0.2", label=label)
         left = [start + share for start, share in zip(left, shares, strict=True)]
     plots.label_layers(axes, [f"{row['name']}, {row['width']:,} neurons" for row in rows])
+    axes.set_xlim(0, 1.05 * max(max(left), 0.1))
     axes.set_xlabel("collapsed neurons, % (a constant one may be redundant too)", fontsize=plots.FONT)
     axes.legend(fontsize=plots.FONT, frameon=False, loc="lower right")
     plots.save(figure, path)

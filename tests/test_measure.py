@@ -256,7 +256,7 @@ def test_the_extracted_network_is_saved_and_loaded(own_folder, capsys):
         (("measure", "--weights", "absent.pt"), "absent.pt is not there"),
         (("measure", "--redundant", "0.1", "0.3"), "measure takes one --redundant, not 2"),
         (("measure", "--run", "absent"), "absent is no run directory"),
-        (("exponent", "--pairs", "0"), "pairs: expected a whole number from 1 on"),
+        (("exponent", "--pairs", "0"), "pairs: expected a whole number"),
         (("extract", "--finetune", "-1"), "must not be negative"),
         (("extract", "--runs", "absent"), "no finished run below absent"),
         (("predict",), "unknown experiment predict"),
