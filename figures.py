@@ -8,8 +8,8 @@
   python figures.py --width 8          of the deep networks those of this width, instead of the widest there is
 
 Needs numpy and matplotlib only, and reads nothing but the results. Writes figures/*.png (and *.pdf),
-figures/claims.json, and docs/claims.md, docs/published.md, docs/figures.md. results/ and figures/ are those beside
-this file, wherever it is started. Exit code 2 where an input is bad, 130 after Ctrl-C.
+figures/claims.json, docs/claims.md, docs/published.md, docs/figures.md, and the tally in README.md. results/ and
+figures/ are those beside this file, wherever it is started. Exit code 2 where an input is bad, 130 after Ctrl-C.
 """
 
 import argparse
@@ -236,6 +236,12 @@ def write_pages(table: list[dict], drawn: list[str], loaded: Loaded, places: Pla
     pages.write_whole(places.docs / "claims.md", pages.claims_page(table, seeds))
     pages.write_whole(places.docs / "published.md", pages.published_page(table, loaded.origins))
     pages.write_whole(places.docs / "figures.md", pages.figures_page(figures, loaded.origins, beside))
+    readme = HERE / "README.md"
+    if places.docs == HERE / "docs" and readme.exists():
+        text = readme.read_text(encoding="utf-8")
+        with_tally = pages.put_tally(text, table)
+        if with_tally != text:
+            pages.write_whole(readme, with_tally)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -77,6 +77,16 @@ def tally(table: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def put_tally(text: str, table: list[dict]) -> str:
+    """A page with the tally between its two marks; the page itself where it has none."""
+    start, end = "<!-- tally -->\n", "<!-- /tally -->"
+    before, opened, rest = text.partition(start)
+    _, closed, after = rest.partition(end)
+    if not (opened and closed):
+        return text
+    return before + start + tally(table) + end + after
+
+
 # ======================================================================================
 # Pages
 # ======================================================================================

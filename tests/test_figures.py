@@ -204,6 +204,16 @@ def test_the_tally_counts_kinds_apart():
     assert "| ours: a statement that no paper makes | 0 | 1 | 0 | 1 |" in text
 
 
+def test_the_tally_is_put_between_its_marks_and_nowhere_else():
+    rows = [{"kind": "ours", "holds": True}]
+    page = "# Title\n<!-- tally -->\nbefore the tally\n<!-- /tally -->\nafter\n"
+    put = pages.put_tally(page, rows)
+    assert put.startswith("# Title\n<!-- tally -->\n| kind | hold |") and put.endswith("<!-- /tally -->\nafter\n")
+    assert "before the tally" not in put and pages.put_tally(put, rows) == put
+    for unmarked in ("no marks", "<!-- tally -->\n"):
+        assert pages.put_tally(unmarked, rows) == unmarked
+
+
 def test_pages_say_what_failed_first_and_which_criteria_changed(loaded):
     table = claim.judge(registry.CLAIMS, loaded.readings)
     page = pages.claims_page(table, {"seed1": [row | {"holds": False} for row in table if row["id"] == "pair-noise"]})
