@@ -30,6 +30,7 @@ import torch
 
 from lib.results import environment, write_atomically, write_json
 from lib.run_folder import load_state
+from papers import registry
 from tests import bad_inputs, damage
 from tests.processes import ROOT, run_here
 
@@ -443,9 +444,9 @@ def edited_file(number: int, folder: Path) -> Outcome:
 
 
 def edited_result(number: int, folder: Path) -> Outcome:
-    """A random edit of a committed result: figures.py names it, or draws what it says."""
+    """A random edit of a committed result that figures.py reads: it names the file, or draws what it says."""
     chance = random.Random(f"edited result {number}")
-    committed = sorted(path for path in (ROOT / "results").glob("*.json") if path != RESULT)
+    committed = sorted(path for path in (ROOT / "results").glob("*.json") if registry.reader(path.stem) is not None)
     file = folder / chance.choice(committed).name
     folder.mkdir(parents=True)
     shutil.copy(ROOT / "results" / file.name, file)
@@ -546,7 +547,7 @@ def try_part(name: str) -> None:
         try:
             outcome = part.trial(number, folder)
         except Lost as problem:
-            outcome = Outcome(1, str(problem))
+            outcome = Outcome(1, str(problem).replace(str(ROOT), "."))
         record = outcome._asdict() | {"trial": number, "seconds": round(time.monotonic() - began, 1)}
         with open(KEPT / f"{name}.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
