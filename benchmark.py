@@ -12,6 +12,8 @@
             its training steps alone; floor: the updates of the parameters
   networks  how many of torchvision's classifiers, and where they are installed of timm's and transformers'
             networks, are followed, followed whole, and extracted exactly; beside it torch-pruning
+  exponent  a step of SGD with the exponents of 100 pairs, in steps without, by the size of the maps
+  report    seconds of a ResNet-50's and a VGG-19's groups, report without the rank, and with it
 
   python benchmark.py                  all: networks takes an hour, the others ten minutes on one core
   python benchmark.py metric --quick   one round
@@ -37,6 +39,8 @@ from experiments import literal
 from experiments.chaotic_training import Pruning, keep_mask
 from experiments.networks import networks
 from experiments.timing import compare
+from experiments.timing_exponent import exponent_cost
+from experiments.timing_report import report_cost
 from experiments.timing_training import training
 from lib.command import run_script
 from lib.errors import InputError
@@ -191,11 +195,14 @@ EXPERIMENTS = {
     "metric": of_processor(metric),
     "cgd": of_processor(cgd),
     "networks": networks,
+    "exponent": exponent_cost,
+    "report": report_cost,
     "sparse": of_processor(sparse),
 }
 
 if __name__ == "__main__":
     experiments = {name: checked(experiment) for name, experiment in EXPERIMENTS.items()}
     quick = {name: {"rounds": 1} for name in experiments}
+    quick["report"]["networks"] = ("resnet18",)
     quick["networks"] = {"names": ("resnet18", "mobilenet_v2", "LlamaForCausalLM")}
     run_script(__doc__, experiments, quick, prefix="benchmark_")

@@ -157,11 +157,9 @@ def load(folder: Path, names: set[str], quick: bool) -> Loaded:
         try:
             result = load_result(folder / f"{name}.json", quick)
             readings[name] = registry.read(name, result)
+            origins[name] = pages.origin_of(result)
         except ResultError as error:
             damaged[name] = str(error)
-            continue
-        seconds = result.content.get("environment", {}).get("seconds")
-        origins[name] = pages.Origin(result.content.get("command", ""), seconds)
     return Loaded(readings, origins, damaged)
 
 

@@ -95,6 +95,8 @@ class Labels:
 
     def join(self, one: Tensor, other: Tensor) -> None:
         """From now on labels at the same place are the same neuron; `DATA` and `ZERO` join nothing."""
+        if one is other:
+            return
         one, other = torch.broadcast_tensors(kernel(one), kernel(other))
         one, other = one.flatten(), other.flatten()
         both = (one >= FIRST) & (other >= FIRST)
@@ -198,6 +200,7 @@ class Follower:
                     self.statistics.update(vectors)
         self.computed = dict(recording.computed)
         self.holders = {}  # (id of a parameter, axis, groups) -> Holder
+        self.uses_of = {}  # id of a parameter -> its Holders
         self.frozen = []  # Notes: labels that can't change
         self.coupled = []  # Notes: labels that an operation treats alike, but together
         self.distinct = []  # Distinctions
@@ -237,15 +240,15 @@ class Follower:
         return None
 
     def labels_of_parameter(self, parameter: Tensor) -> Tensor:
-        for (key, axis, groups), holder in self.holders.items():
-            if key == id(parameter) and groups == 1 and axis is not None:
+        for holder in self.uses_of.get(id(parameter), []):
+            if holder.groups == 1 and holder.axis is not None:
                 shape = [1] * parameter.ndim
-                shape[axis] = parameter.size(axis)
+                shape[holder.axis] = parameter.size(holder.axis)
                 return self.names.find(holder.labels).view(shape).expand(parameter.shape)
         key = (id(parameter), None, 1)
         if key not in self.holders:
             labels = self.names.new(parameter.numel())
-            self.holders[key] = Holder(parameter, None, 1, self.role_of(parameter, "through"), labels, self.order)
+            self.attach(parameter, None, labels, "through")
         return self.names.find(self.holders[key].labels).view(parameter.shape)
 
     def role_of(self, parameter: Tensor, role: str) -> str:
@@ -280,8 +283,11 @@ class Follower:
         key = (id(parameter), axis, groups)
         role = self.role_of(parameter, role)
         if key not in self.holders:
-            self.check_other_uses(parameter, axis, labels)
-            self.holders[key] = Holder(parameter, axis, groups, role, labels, self.order)
+            self.check_other_uses(parameter, axis, groups, labels)
+            holder = self.holders[key] = Holder(parameter, axis, groups, role, labels, self.order)
+            holder.normed = role != "outgoing" or normed
+            self.uses_of.setdefault(id(parameter), []).append(holder)
+            return labels
         holder = self.holders[key]
         self.names.join(holder.labels, labels)
         holder.labels = torch.where(holder.labels >= FIRST, holder.labels, labels)
@@ -290,11 +296,11 @@ class Follower:
             holder.normed &= normed
         return self.names.find(holder.labels)
 
-    def check_other_uses(self, parameter: Tensor, axis: int | None, labels: Tensor) -> None:
+    def check_other_uses(self, parameter: Tensor, axis: int | None, groups: int, labels: Tensor) -> None:
         """A parameter that is read in two ways that don't go together can't change."""
-        for (key, other, groups), holder in self.holders.items():
-            odd = (other is None) != (axis is None) or (other == axis and groups != 1)
-            if key == id(parameter) and odd:
+        for holder in self.uses_of.get(id(parameter), []):
+            flat = (holder.axis is None) != (axis is None)
+            if flat or (holder.axis == axis and holder.groups != groups):
                 self.freeze(holder.labels, "one of its parameters is used in two ways")
                 self.freeze(labels, "one of its parameters is used in two ways")
 
@@ -375,9 +381,8 @@ class Follower:
                 nobody = False
                 self.freeze(self.states[id(tensor)].labels, reason)
             elif id(tensor) in self.parameters:
-                for (key, _, _), holder in self.holders.items():
-                    if key == id(tensor):
-                        self.freeze(holder.labels, reason)
+                for holder in self.uses_of.get(id(tensor), []):
+                    self.freeze(holder.labels, reason)
         if nobody:  # else the layers whose neurons it freezes are listed
             self.unfollowed.append(Note(torch.empty(0), operation.layer, reason))
 
@@ -501,9 +506,8 @@ def is_gain(follower: Follower, operation: Operation, labels: Tensor) -> bool:
     coupled = {int(label) for note in follower.coupled for label in follower.names.find(note.labels).unique()}
     if len(gains) != 1 or not coupled.intersection(kernel(labels).flatten().tolist()):
         return False
-    for (key, _, _), holder in follower.holders.items():
-        if key == id(gains[0]):
-            holder.is_norm = True
+    for holder in follower.uses_of[id(gains[0])]:
+        holder.is_norm = True
     return True
 
 

@@ -95,7 +95,8 @@ def measure(group: NeuronGroup, vanishing: float, redundant: float, incoming_mas
 def check_finite(group: NeuronGroup) -> None:
     """Raises CollapseError that names the parameter or running statistic that holds NaN or infinite values."""
     for slot in group.slots:
-        if not bool(slot.tensor.detach().isfinite().all()):
+        ends = torch.stack(slot.tensor.detach().aminmax())  # NaN is both; no copy of the whole, as isfinite makes
+        if not bool(ends.isfinite().all()):
             path = f"{slot.name}.{slot.parameter}".lstrip(".")
             words = f"the neurons of {group.name} hold NaN or infinite values ({path}): the network has diverged"
             raise CollapseError(words)
@@ -123,8 +124,10 @@ def constant_neurons(group: NeuronGroup, vanishing: float) -> Tensor:
     if group.coupled or group.kind == "query-key":
         return none
     weights = square_sizes(group, ("incoming",), weights_only=True).sqrt()
-    sizes = square_sizes(group, ("incoming", "through", "outgoing")).sqrt()
     unheard = (weights < vanishing**2 * weights.max()) | (weights == 0)
+    if not bool(unheard.any()):
+        return none
+    sizes = square_sizes(group, ("incoming", "through", "outgoing")).sqrt()
     vanished = (sizes < vanishing * sizes.max()) | (sizes == 0)
     return unheard & ~vanished
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from papers.claim import KINDS, VERDICTS
 from papers.plots import Figure
+from papers.result import Result
 
 LINES = 40  # of the ending on the terminal
 COLUMNS = 100
@@ -26,6 +27,14 @@ class Origin(NamedTuple):
 
     command: str
     seconds: float | None
+
+
+def origin_of(result: Result) -> Origin:
+    """What a result says of itself; it may say nothing."""
+    command = result.text("command") if result.has("command") else ""
+    environment = result.record("environment") if result.has("environment") else None
+    known = environment is not None and environment.has("seconds")
+    return Origin(command, environment.number("seconds") if known else None)
 
 
 def write_whole(path: Path, text: str) -> None:

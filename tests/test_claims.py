@@ -5,7 +5,6 @@ import dataclasses
 import json
 from pathlib import Path
 
-import mutations
 import numpy as np
 import pytest
 
@@ -19,6 +18,7 @@ from papers.result import Result, ResultError, load_result
 from papers.sparse_features.readings import Deep, DeepRun
 from papers.stochastic_collapse import published
 from papers.stochastic_collapse.readings import Counts, Invariance, Sweep, Training, parse_sweep
+from tests import mutations
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
@@ -410,6 +410,10 @@ def made_up(readings):
         "two-stable-trend": (
             [fixed(readings, "two_stable", "two", 1, "relative")],
             [fixed(readings, "two_stable", "two", 0, "relative")],
+        ),
+        "two-order-trend": (
+            [fixed(readings, "two_variants", "two", 1, "decay first")],
+            [fixed(readings, "two_variants", "two", 0, "decay first")],
         ),
         "three-fixed-rank": ([three_fixed(readings, 0)], [three_fixed(readings, 30)]),
         "regression-overdone": ([stuck(readings, 14)], [stuck(readings, -14)]),

@@ -753,6 +753,19 @@ def two_stable_trend(relu: Relu):
 
 
 @claim(
+    "ours",
+    "Two layers, the published trend with the step divided before instead of after the update it falls on.",
+    HALF_OF_IT,
+    figure="sparse_relu",
+    needs="sparse_relu",
+)
+def two_order_trend(relu: Relu):
+    if relu.two_variants is None:
+        raise NotRun("no other order of step and decay", "python sparse_features.py relu")
+    return published_fall(chosen(relu.two_variants, "decay first"))
+
+
+@claim(
     "paper",
     "Three layers, as published (the peak grows with the duration): rank falls from small to large, short to long.",
     "From the small step to 10, 30 and 50 %, by over 2 s.e. each, over runs that fitted (training loss below 0.01).",
