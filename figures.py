@@ -67,6 +67,13 @@ def refuse(message: str):
     raise SystemExit(2)
 
 
+def folder(text: str) -> Path:
+    """A folder given on the command line; ~ is the home folder, also in --out=~/x, which shells leave alone."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name is no folder; give . for this one")
+    return Path(text).expanduser()
+
+
 def parse_arguments(argv: list[str] | None, figures: list[str]) -> argparse.Namespace:
     summary, _, details = __doc__.partition("\n")
     parser = argparse.ArgumentParser(
@@ -77,8 +84,8 @@ def parse_arguments(argv: list[str] | None, figures: list[str]) -> argparse.Name
     parser.add_argument("--format", nargs="+", choices=["png", "pdf"], default=["png"], help="file formats")
     parser.add_argument("--fresh", action="store_true", help="run the CPU experiments again first")
     parser.add_argument("--quick", action="store_true", help="small versions, in <out>/quick and <figures>/quick")
-    parser.add_argument("--out", type=Path, help="folder of the results (default: results beside this script)")
-    parser.add_argument("--figures", type=Path, help="folder for the figures (default: figures, or OUT/figures)")
+    parser.add_argument("--out", type=folder, help="folder of the results (default: results beside this script)")
+    parser.add_argument("--figures", type=folder, help="folder for the figures (default: figures, or OUT/figures)")
     parser.add_argument("--width", type=int, help="width of the deep networks (default: the widest there is)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the experiments that are run (default: 0)")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="device of those experiments")

@@ -23,6 +23,8 @@ Times are for one CPU core. `exponent` first trains its two networks: 18 minutes
 `causes` uses the first of them; `vanishing` trains two of its own, 30 minutes.
 """
 
+import lib.interrupts  # noqa: F401  # isort: skip  (first: from here on Ctrl-C leaves no traceback)
+
 import torch
 
 from experiments.causes import causes

@@ -196,20 +196,44 @@ SETTINGS = [
     BadInput("subnetworks.py measure --quick --weights {here}/nowhere.pt", "nowhere.pt is not there"),
     BadInput("subnetworks.py measure --quick --weights {here}/text.npz", "text.npz"),
     BadInput("subnetworks.py measure --quick --model lenet", "--model lenet: expected MODULE:FUNCTION"),
+    BadInput("subnetworks.py measure --quick --vanishing nan", "not vanishing=nan"),
+    BadInput("subnetworks.py measure --quick --redundant -1", "not redundant=-1.0"),
+    BadInput("subnetworks.py measure --quick --input 3,x", "--input 3,x: expected positive numbers"),
+    BadInput("subnetworks.py measure --model nowhere:make", "No module named 'nowhere'"),
+    BadInput("subnetworks.py measure --model torchvision.models:nonsense", "no attribute 'nonsense'"),
+    BadInput("subnetworks.py measure --run {here}/nowhere", "nowhere is no run directory"),
+    BadInput("subnetworks.py exponent --pairs 0", "pairs: expected a whole number, at least 1"),
+    BadInput("subnetworks.py exponent --seeds 0", "seeds: expected a whole number, at least 1"),
+    BadInput("subnetworks.py extract --finetune -1", "finetune must not be negative"),
     BadInput("subnetworks.py extract --runs {here}/nowhere", "no finished run below"),
 ]
 
-ALL = OPTIONS + FIELDS + DATA + FOLDERS + SETTINGS
+# Figures and benchmarks
+OTHERS = [
+    BadInput("benchmark.py nonsense", "unknown experiment nonsense"),
+    BadInput("benchmark.py quartic --set rounds=0", "rounds: expected a whole number, at least 1"),
+    BadInput("figures.py nonsense", "unknown figure nonsense"),
+    BadInput("figures.py --format gif", "--format: invalid choice: 'gif'"),
+    BadInput("figures.py --width 0", "--width 0: expected a positive number"),
+    BadInput("figures.py --out {here}/nowhere", "nowhere is no folder of results"),
+    BadInput("figures.py --out {here}/a_file", "a_file is no folder of results"),
+    BadInput("figures.py --out ''", "--out: an empty name is no folder"),
+    BadInput("figures.py --figures {here}/a_file", "can't write to"),
+    BadInput("figures.py --figures ''", "--figures: an empty name is no folder"),
+    BadInput("figures.py --out {here}/damaged", "pair.json"),
+]
+
+ALL = OPTIONS + FIELDS + DATA + FOLDERS + SETTINGS + OTHERS
 
 
-SWEEPS = ("vgg_cifar10.py", "resnet_cifar100.py")
+# Script -> options of where it writes
+PLACES = {"vgg_cifar10.py": ["--out", "--runs"], "resnet_cifar100.py": ["--out", "--runs"], "figures.py": []}
 
 
 def words_of(given: BadInput, here: Path) -> list[str]:
     """The command's words, script first. Where it names none, results and runs go below `here`."""
     words = [word.replace("{here}", str(here)) for word in shlex.split(given.command)]
-    options = ["--out", "--runs"] if words[0] in SWEEPS else ["--out"]
-    for option in options:
+    for option in PLACES.get(words[0], ["--out"]):
         if option not in words:
             words += [option, str(here / option.strip("-"))]
     return words
@@ -232,6 +256,8 @@ def prepare(here: Path) -> None:
     prepare_npz(here)
     prepare_folders(here)
     prepare_runs(here / "runs" / "quick" / "vgg_cifar10")
+    (here / "damaged").mkdir()
+    (here / "damaged" / "pair.json").write_text('{"experiment": "pair", "times": [0, 1')
 
 
 def prepare_npz(here: Path) -> None:

@@ -30,6 +30,7 @@ import torch
 
 from lib.results import environment, write_atomically, write_json
 from lib.run_folder import load_state
+from papers import registry
 from tests import bad_inputs, damage
 from tests.processes import ROOT, run_here
 
@@ -442,6 +443,24 @@ def edited_file(number: int, folder: Path) -> Outcome:
     return Outcome(1)
 
 
+def edited_result(number: int, folder: Path) -> Outcome:
+    """A random edit of a committed result that figures.py reads: it names the file, or draws what it says."""
+    chance = random.Random(f"edited result {number}")
+    committed = sorted(path for path in (ROOT / "results").glob("*.json") if registry.reader(path.stem) is not None)
+    file = folder / chance.choice(committed).name
+    folder.mkdir(parents=True)
+    shutil.copy(ROOT / "results" / file.name, file)
+    edit = damage.edit_text(file, chance)
+    try:
+        code, _, complaint = run_here("figures.py", "--out", folder)
+    except Exception as error:
+        raise Lost(f"{file.name}, {edit}: {type(error).__name__}: {error}") from error
+    refused_by_name = code == 2 and complaint.count("\n") == 1 and file.name in complaint
+    if code != 0 and not refused_by_name:
+        raise Lost(f"{file.name}, {edit}: exit code {code}: {complaint}")
+    return Outcome(1)
+
+
 def bad_input(number: int, folder: Path) -> Outcome:
     """Each bad input that tests/bad_inputs.py lists: one line with the words expected, exit code 2."""
     given = bad_inputs.ALL[number]
@@ -499,7 +518,13 @@ PARTS = {
     ),
     "diverged": Part("a sweep whose second run diverges", "the others are as without it", 2, diverged_in_the_middle),
     "edits": Part(
-        "a random edit of settings.json, log.jsonl or a result", f"harmless, or {ONE_LINE}", 200, edited_file
+        "a random edit of a run's settings.json or log.jsonl, or of its result",
+        f"{ONE_LINE}, or equal to an undisturbed training",
+        100,
+        edited_file,
+    ),
+    "edited_results": Part(
+        "a random edit of a committed result, then figures.py", f"{ONE_LINE}, or it is drawn", 100, edited_result
     ),
     "bad_input": Part("bad input", "one line with what is wrong, exit code 2", len(bad_inputs.ALL), bad_input),
 }
@@ -522,7 +547,7 @@ def try_part(name: str) -> None:
         try:
             outcome = part.trial(number, folder)
         except Lost as problem:
-            outcome = Outcome(1, str(problem))
+            outcome = Outcome(1, str(problem).replace(str(ROOT), "."))
         record = outcome._asdict() | {"trial": number, "seconds": round(time.monotonic() - began, 1)}
         with open(KEPT / f"{name}.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
