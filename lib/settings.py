@@ -81,6 +81,8 @@ def fits(value, kind) -> bool:
         return isinstance(value, tuple | list) and len(value) > 0 and all(fits(one, each) for one in value)
     if origin is Literal:
         return value in typing.get_args(kind)
+    if kind is float:
+        return is_number(value, float)
     return isinstance(value, kind)
 
 
