@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+LARGEST = 1e200  # no experiment measures more (diverged runs come to 1e134); what draws it would overflow
+
 
 class ResultError(ValueError):
     """A result file that can't be used; the message names the file and what is wrong with it."""
@@ -49,7 +51,10 @@ class Result:
         return value
 
     def number(self, key: str) -> float | int:
-        return self.value(key, (int, float))
+        number = self.value(key, (int, float))
+        if abs(number) > LARGEST:
+            raise self.refuse(f"{self.place(key)} holds {shortened(number)}")
+        return number
 
     def text(self, key: str) -> str:
         return self.value(key, str)
@@ -80,8 +85,10 @@ class Result:
             raise self.refuse(f"{self.place(key)} is {'null' if key in self.content else 'missing'}")
         try:
             values = np.array(self.content[key], dtype=float)
-        except (TypeError, ValueError):  # words, or rows of different lengths
+        except (TypeError, ValueError, OverflowError):  # words, rows of different lengths, numbers without end
             raise self.refuse(f"{self.place(key)} is no array of numbers") from None
+        if (np.abs(values) > LARGEST).any():
+            raise self.refuse(f"{self.place(key)} holds {values[np.abs(values) > LARGEST][0]:g}")
         if values.ndim != len(shape) or values.size == 0:
             raise self.refuse(
                 f"{self.place(key)} has the shape {list(values.shape)}, expected {', '.join(map(str, shape))}"
@@ -130,13 +137,11 @@ def load_result(path: Path, quick: bool) -> Result:
     if not isinstance(experiment, str) or not of_that_name:
         raise result.refuse(f"no result of that experiment: it says {shortened(experiment)}")
     result.record("settings")
-    if result.value("quick", bool) is not quick:
-        raise result.refuse(
-            """a quick result among full ones"""
-            if content["""quick"""]
-            else """a full result among
-        quick ones"""
-        )
+    is_quick = result.value("quick", bool)
+    if is_quick and not quick:
+        raise result.refuse("a quick result among full ones")
+    if quick and not is_quick:
+        raise result.refuse("a full result among quick ones")
     return result
 
 

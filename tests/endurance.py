@@ -389,11 +389,16 @@ def lock_of_the_dead(number: int, folder: Path) -> Outcome:
 
 
 def lock_of_the_living(number: int, folder: Path) -> Outcome:
-    """The same command twice at once: the second says so in one line, the first isn't disturbed."""
+    """The same command twice at once: the second says so in one line, the first isn't disturbed.
+
+    The first stands still meanwhile, so that it hasn't ended before the second has begun.
+    """
     first = start(training(folder), folder)
     try:
         wait_for_log(folder, first, 1 + number)
+        first.send_signal(signal.SIGSTOP)
         must_refuse(training(folder), folder / "second", "in use by process", str(first.pid))
+        first.send_signal(signal.SIGCONT)
         if end_of(first) != 0:
             raise Lost(f"the first ended with {first.returncode}: {last_line(folder)}")
     finally:

@@ -319,6 +319,9 @@ DAMAGES = {
     "empty": lambda text: "",
     "a list": lambda text: "[1, 2]",
     "no text": lambda text: "\x00\x01",
+    "a huge number": lambda text: text.replace('"test": [[', '"test": [[1e300,', 1),
+    "a number without end": lambda text: text.replace('"test": [[', f'"test": [[1{"0" * 400},', 1),
+    "infinity": lambda text: text.replace('"test": [[', '"test": [[Infinity,', 1),
     "a null array": lambda text: json.dumps(json.loads(text) | {"test": None}),
     "foreign": lambda text: json.dumps({"experiment": "pair", "settings": {}, "quick": False}),
 }
