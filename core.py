@@ -564,7 +564,7 @@ def train_with_branches(run: Run, branches: list[Branch], stop_at: int | None, t
             continue
         parent = train_one(run, branch.milestone)
         if parent["diverged_at"] is None:
-            branch_records.append(train_one(branch.run, None))
+            branch_records.append({"drop_step": branch.milestone} | train_one(branch.run, None))
     return train_one(run, stop_at), branch_records
 
 
@@ -620,9 +620,8 @@ def print_table(result: Sweep) -> None:
         about = f"rate {run['learning_rate']:g}, noise {run['label_noise']:g}, batch {run['batch_size']}"
         if run["weight_decay"] != first["weight_decay"]:
             about += f", decay {run['weight_decay']:g}"
-        if run["start"]:
-            milestone = run["start"].rpartition("_")[2].removesuffix(".pt")
-            about = f"  from step {milestone} at rate {run['learning_rate']:g}"
+        if "drop_step" in record:
+            about = f"  from step {record['drop_step']} at rate {run['learning_rate']:g}"
         about += f", seed {run['seed']}"
         time_spent = duration(record["seconds"])
         if record["diverged_at"] is not None:

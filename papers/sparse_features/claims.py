@@ -721,6 +721,7 @@ published 9, by 2 s.e."""
     HALF_OF_IT,
     figure="sparse_relu",
     needs="sparse_relu",
+    changed="its first form, a resolved fall, gave 'not resolved'; at least half the published fall tells more.",
 )
 def two_published_trend(relu: Relu):
     return published_fall(two_as_published(relu)[1:])
