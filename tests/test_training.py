@@ -608,26 +608,26 @@ def test_torchrun_runs_the_quick_sweep_and_branches(tmp_path):
 def test_torchrun_survives_the_death_of_a_rank(tmp_path):
     """SIGKILL one of two processes that share a run: torchrun starts both again, and the end is the same to the bit."""
     quick = sweeps.quick_version(vgg_cifar10.LEARNING_RATE, vgg_cifar10.QUICK)
-    run = dataclasses.replace(quick.run, steps=60, eval_every=4, learning_rate=0.02)
-    options = ["--quick", "--seeds", "1", "--learning-rate", "0.02", "--steps", "60", "--eval-every", "4"]
+    run = dataclasses.replace(quick.run, steps=32, eval_every=4, learning_rate=0.02)
+    options = ["--quick", "--seeds", "1", "--learning-rate", "0.02", "--steps", "32", "--eval-every", "4"]
     options += ["--out", str(tmp_path / "results"), "--runs", str(tmp_path / "runs")]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=3"]
     running = subprocess.Popen([sys.executable, *launch, "vgg_cifar10.py", "lr", *options], cwd=ROOT)
     log = tmp_path / "runs" / "quick" / "vgg_cifar10" / run.name / "log.jsonl"
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + processes.PATIENCE
         while not (log.exists() and len(log.read_text().splitlines()) >= 2):
             assert running.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
         ranks = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
         os.kill(int(ranks[-1]), signal.SIGKILL)
-        assert running.wait(100) == 0
+        assert running.wait(processes.PATIENCE) == 0
     finally:
         running.terminate()
     saved = json.loads((tmp_path / "results" / "quick" / "vgg_lr.json").read_text())
-    assert [line["step"] for line in saved["runs"][0]["log"]] == list(range(4, 61, 4))
+    assert [line["step"] for line in saved["runs"][0]["log"]] == list(range(4, 33, 4))
     sweep_on(2, [run], tmp_path / "whole")
     whole, restarted = (
-        load_state(p / run.name / "weights_60.pt", CPU) for p in (tmp_path / "whole", log.parent.parent)
+        load_state(p / run.name / "weights_32.pt", CPU) for p in (tmp_path / "whole", log.parent.parent)
     )
     assert all(torch.equal(whole[name], restarted[name]) for name in whole)
