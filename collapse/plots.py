@@ -51,7 +51,7 @@ def shortened(name: str, room: int = 34) -> str:
 def save(figure, path) -> None:
     path = Path(path)
     try:
-        figure.savefig(path, facecolor="white")
+        figure.savefig(path, dpi=figure.dpi, facecolor="white")  # not what a style sheet says
     except (OSError, ValueError) as error:  # ValueError: a format that matplotlib doesn't know
         raise CollapseError(f"can't write the picture {path}: {error}") from None
 

@@ -367,7 +367,7 @@ def test_quick_divergence_and_subspace(tmp_path, monkeypatch):
         (("pruning", "--noise", "loud"), "noise"),
         (("pruning", "--noise", -1), "noise: expected a number, at least 0 or mean"),
         (("pruning", "--momentum", "nan"), "momentum: expected a number"),
-        (("pruning", "--learning-rate", "1e300", "--activation", "relu"), "lower the learning rate"),
+        (("pruning", "--learning-rate", "1e30", "--activation", "relu"), "lower the learning rate"),
         (("training",), "unknown experiment training"),
     ],
 )
