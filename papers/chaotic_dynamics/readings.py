@@ -58,7 +58,12 @@ def describe(settings: dict) -> str:
     networks = {"mlp": "MLP 256-20-10", "cnn": "CNN"}
     datasets = {"usps": "USPS", "fashion_mnist": "Fashion-MNIST"}
     network, dataset = settings["architecture"], settings["dataset"]
-    return f"{networks.get(network, network)}, {settings['activation']}, {datasets.get(dataset, dataset)}"
+    words = f"{networks.get(network, network)}, {settings['activation']}, {datasets.get(dataset, dataset)}"
+    if settings.get("k") is not None:
+        words += f",\nat most {settings['k']} directions pruned"
+    if settings.get("momentum"):
+        words += f", momentum {settings['momentum']:g}"
+    return words
 
 
 def read_pruning(result: Result) -> Pruning:
