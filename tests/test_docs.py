@@ -243,3 +243,12 @@ def test_the_six_changes_work_as_written(tmp_path):
     assert ran.returncode == 0, ran.stderr
     drawn = {path.stem for path in (tmp_path / "figures" / "quick").glob("*.png")}
     assert drawn == {"accuracy", "fig4_independent"}
+
+
+def test_every_claim_that_fails_is_named_on_a_page():
+    """What failed is said in the pages, not only in the generated table."""
+    pages_of_papers = ("stochastic_collapse", "chaotic_dynamics", "sparse_features", "beyond")
+    words = "".join((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in pages_of_papers)
+    claims = json.loads((ROOT / "figures" / "claims.json").read_text(encoding="utf-8"))
+    failing = {row["id"].partition(":")[0] for row in claims if row["holds"] is False}
+    assert failing and {name for name in failing if f"`{name}`" not in words} == set()
