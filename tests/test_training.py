@@ -584,10 +584,11 @@ def test_teams_that_cannot_share_a_batch_are_refused_before_anything_starts(tmp_
     assert caught.value.code == 2 and "not divisible by a team of 3" in said and "--nproc_per_node=16" in said
 
 
-def test_the_quick_sweep_its_controls_and_its_branches(tmp_path, run_here):
-    """The deep scripts as a user starts them."""
+def test_the_quick_sweep_its_controls_and_its_branches(tmp_path, monkeypatch, run_here):
+    """The deep scripts as a user starts them, with fewer images."""
+    monkeypatch.setattr(sweeps, "load_dataset", lambda *which: few_images())
     options = ["--quick", "--out", tmp_path / "results", "--runs", tmp_path / "runs"]
-    few = ["resnet_cifar100.py", "lr", *options, "--controls", "--learning-rate", "0.02", "0.1", "--steps", "6"]
+    few = ["resnet_cifar100.py", "lr", *options, "--controls", "--learning-rate", "0.02", "0.1", "--steps", "4"]
     code, shown, said = run_here(*few)
     assert code == 0, said
     saved = json.loads((tmp_path / "results" / "quick" / "resnet_lr.json").read_text())
@@ -596,10 +597,10 @@ def test_the_quick_sweep_its_controls_and_its_branches(tmp_path, run_here):
     assert len(saved["runs"]) == 2 and len(controls["runs"]) == 3 and saved["data_source"] == "generated"
     assert {run["run"]["weight_decay"] for run in controls["runs"]} == {0.0, 5e-4 * 0.1 / 0.02}
     assert "independent" in shown and max(map(len, shown.splitlines())) <= 160
-    code, _, said = run_here("vgg_cifar10.py", "drop", *options, "--steps", "16")
+    code, _, said = run_here("vgg_cifar10.py", "drop", *options, "--steps", "8")
     assert code == 0, said
     saved = json.loads((tmp_path / "results" / "quick" / "vgg_drop.json").read_text())
-    assert [branch["run"]["start"].split("_")[-1] for branch in saved["branches"]] == ["4.pt", "8.pt", "16.pt"]
+    assert [branch["run"]["start"].split("_")[-1] for branch in saved["branches"]] == ["2.pt", "4.pt", "8.pt"]
     assert all(branch["log"] for branch in saved["branches"])
 
 
