@@ -65,7 +65,9 @@ def test_an_epoch_shows_every_example_once_cropped_and_flipped(all_images):
     flipped = direction < 0
     corner = first - 31 * flipped
     example, row, column = corner // 1600, corner % 1600 // 40, corner % 40
-    assert torch.equal(example.sort().values, torch.arange(4096)) and torch.equal(labels, all_images.train_labels[example])
+    assert torch.equal(example.sort().values, torch.arange(4096)) and torch.equal(
+        labels, all_images.train_labels[example]
+    )
     assert 0.45 < flipped.float().mean() < 0.55 and set(row.tolist()) == set(column.tolist()) == set(range(9))
     for k in range(64):
         image = all_images.train[example[k], row[k] : row[k] + 32, column[k] : column[k] + 32]
