@@ -91,7 +91,7 @@ def first_rank_writes_first(path):
 
 
 def torchrun(words, printed):
-    """torchrun, whose ranks are forked: they needn't import torch again. What all print goes into the file `printed`."""
+    """torchrun, whose ranks are forked and needn't import torch again. What they print goes into the file `printed`."""
     from torch.distributed import run
 
     with open(printed, "w") as file:

@@ -401,14 +401,27 @@ def fit_slopes(runs: list[Forecast], measured: str, low: float = 0.0, high: floa
     return Fit(len(x), float(np.corrcoef(x, y)[0, 1]), float((x @ y) / (x @ x)))
 
 
-def area(score: np.ndarray, arrived: np.ndarray, weights: np.ndarray) -> float:
+def ranks_of(score: np.ndarray) -> np.ndarray:
+    """Places of scores in ascending order, from 0; equal scores share one."""
+    _, ranks = np.unique(score, return_inverse=True)
+    return ranks
+
+
+def area(ranks: np.ndarray, arrived: np.ndarray, weights: np.ndarray) -> float:
     """Area under the ROC curve of weighted examples; ties count half."""
-    values, places = np.unique(score, return_inverse=True)
-    good = np.bincount(places, weights * arrived, len(values))
-    bad = np.bincount(places, weights * ~arrived, len(values))
+    good = np.bincount(ranks, weights * arrived)
+    bad = np.bincount(ranks, weights * ~arrived)
     below = np.cumsum(bad) - bad / 2
     total = good.sum() * bad.sum()
     return (good @ below) / total if total else np.nan
+
+
+def interval_of(samples: np.ndarray) -> tuple[float, float]:
+    """2.5 and 97.5 % of bootstrap samples; NaN where none has an area, because all sets arrived or none did."""
+    if np.isnan(samples).all():
+        return np.nan, np.nan
+    low, high = np.nanquantile(samples, [0.025, 0.975])
+    return float(low), float(high)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -420,13 +433,12 @@ class Areas:
 
     def interval(self, predictor: str) -> tuple[float, float]:
         """2.5 and 97.5 %."""
-        low, high = np.nanquantile(self.samples[predictor], [0.025, 0.975])
-        return float(low), float(high)
+        return interval_of(self.samples[predictor])
 
     def difference(self, first: str, second: str) -> tuple[float, float, float]:
         """First less second, and its 2.5 and 97.5 %: both areas come from the same bootstrap samples."""
-        low, high = np.nanquantile(self.samples[first] - self.samples[second], [0.025, 0.975])
-        return self.found[first] - self.found[second], float(low), float(high)
+        low, high = interval_of(self.samples[first] - self.samples[second])
+        return self.found[first] - self.found[second], low, high
 
 
 def neurons_of(run: Forecast) -> tuple[np.ndarray, int]:
@@ -443,8 +455,8 @@ def areas(runs: list[Forecast], samples: int = 1000) -> Areas:
     arrived = np.concatenate([run.arrived for run in runs])
     parts = [neurons_of(run) for run in runs]
     names = list(runs[0].scores())
-    scores = {name: np.concatenate([run.scores()[name] for run in runs]) for name in names}
-    found = {name: area(scores[name], arrived, np.ones(len(arrived))) for name in names}
+    ranks = {name: ranks_of(np.concatenate([run.scores()[name] for run in runs])) for name in names}
+    found = {name: area(ranks[name], arrived, np.ones(len(arrived))) for name in names}
     rows = {name: [] for name in names}
     for _ in range(samples):
         weights = []
@@ -452,5 +464,5 @@ def areas(runs: list[Forecast], samples: int = 1000) -> Areas:
             times = np.bincount(draw.integers(count, size=count), minlength=count)
             weights.append(times[places].prod(axis=1))
         for name in names:
-            rows[name].append(area(scores[name], arrived, np.concatenate(weights)))
+            rows[name].append(area(ranks[name], arrived, np.concatenate(weights)))
     return Areas(found, {name: np.array(row) for name, row in rows.items()})
