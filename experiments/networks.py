@@ -8,6 +8,8 @@ import importlib
 import signal
 import time
 import warnings
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torchvision
@@ -100,6 +102,29 @@ def torchvision_network(name: str) -> tuple[nn.Module, object]:
     return getattr(torchvision.models, name)(weights=None, **options), images_for(name)
 
 
+# Of torchvision, beside classifiers: segmentation, videos, detection (which gives out all it finds, however unsure)
+TASKS = {
+    "fcn_resnet50": {"weights_backbone": None},
+    "deeplabv3_mobilenet_v3_large": {"weights_backbone": None},
+    "lraspp_mobilenet_v3_large": {"weights_backbone": None},
+    "r3d_18": {},
+    "s3d": {},
+    "fasterrcnn_mobilenet_v3_large_320_fpn": {"weights_backbone": None, "box_score_thresh": 0.0},
+}
+
+
+def task_network(name: str) -> tuple[nn.Module, object]:
+    """A network of torchvision that is no classifier of images, with random weights, and an example."""
+    model = torchvision.models.get_model(name, weights=None, **TASKS[name])
+    if name == "r3d_18":
+        return model, torch.randn(1, 3, 4, 32, 32)
+    if name == "s3d":  # smaller videos have nothing left for its last pooling
+        return model, torch.randn(1, 3, 16, 224, 224)
+    if name.startswith("fasterrcnn"):
+        return model, ([torch.rand(3, 64, 64)],)
+    return model, torch.randn(1, 3, 64, 64)
+
+
 def timm_network(name: str) -> tuple[nn.Module, object]:
     timm = importlib.import_module("timm")
     return timm.create_model(name, pretrained=False), images_for(name)
@@ -115,10 +140,19 @@ def transformers_network(name: str) -> tuple[nn.Module, object]:
     return model, torch.randint(90, (2, 12))
 
 
+class Source(NamedTuple):
+    """Networks of one kind."""
+
+    package: str
+    names: Callable[[], list[str]]
+    make: Callable[[str], tuple[nn.Module, object]]  # (network, example)
+
+
 SOURCES = {
-    "torchvision": (torchvision_names, torchvision_network),
-    "timm": (lambda: TIMM, timm_network),
-    "transformers": (lambda: list(TRANSFORMERS), transformers_network),
+    "torchvision": Source("torchvision", torchvision_names, torchvision_network),
+    "tasks": Source("torchvision", lambda: list(TASKS), task_network),
+    "timm": Source("timm", lambda: TIMM, timm_network),
+    "transformers": Source("transformers", lambda: list(TRANSFORMERS), transformers_network),
 }
 
 
@@ -252,14 +286,15 @@ def networks(
 ) -> dict:
     """Each network followed and extracted with planted collapse; torch-pruning on the same where it is installed.
 
+    `sources`: of torchvision classifiers of images, and networks for other tasks; timm; transformers.
     `names`: these alone. Times are of the processor. `limit`: seconds for torch-pruning, per network.
     """
     rows = []
     print(HEADER)
     for source in sources:
-        list_names, make = SOURCES[source]
+        package, list_names, make = SOURCES[source]
         with contextlib.suppress(ImportError):
-            importlib.import_module(source)
+            importlib.import_module(package)
             chosen = [name for name in list_names() if not names or name in names]
             for name in chosen:
                 rows.append(one_network(source, name, make, limit, seed))
@@ -267,6 +302,11 @@ def networks(
     for source in sources:
         print(summary_of(source, [row for row in rows if row["source"] == source]))
     return {"networks": rows}
+
+
+def tasks(names: tuple = (), limit: float = 60.0, seed: int = 0, device: str | torch.device = "cpu") -> dict:
+    """`networks` on torchvision's networks for segmentation, videos and detection."""
+    return networks(("tasks",), names, limit, seed, device)
 
 
 def one_network(source: str, name: str, make, limit: float, seed: int) -> dict:

@@ -56,7 +56,8 @@ def report_cost(
         fastest = Spent(*spent.min(axis=0))
         forwards = Spent(*np.median(spent / spent[:, :1], axis=0))
         print(
-            f"{name}: groups {median.groups:.2f} s, report {median.report:.2f} s ({forwards.report:.0f} forward passes), "
+            f"{name}: groups {median.groups:.2f} s, "
+            f"report {median.report:.2f} s ({forwards.report:.0f} forward passes), "
             f"with the rank {median.report_with_rank:.2f} s ({forwards.report_with_rank:.0f})",
             flush=True,
         )
