@@ -16,7 +16,7 @@ import torchvision
 from torch import Tensor, nn
 
 from collapse import CollapseError, NeuronGroup, extract_subnetwork, neuron_groups
-from collapse.extract import why_left_whole
+from collapse.extract import in_float64, why_left_whole
 from collapse.trace import call, tensors_in
 
 WIDE_IMAGES = ("vit", "maxvit", "deit", "swin", "mixer", "resmlp")  # take 224 x 224 images alone
@@ -111,6 +111,9 @@ TASKS = {
     "s3d": {},
     "fasterrcnn_mobilenet_v3_large_320_fpn": {"weights_backbone": None, "box_score_thresh": 0.0},
 }
+
+
+DETECTORS = ("fasterrcnn",)  # compared in float64: of boxes that score alike they pick others with another rounding
 
 
 def task_network(name: str) -> tuple[nn.Module, object]:
@@ -209,14 +212,14 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def ours(model: nn.Module, example) -> dict:
-    """Follow the network, plant collapse in it (it is changed), extract it, compare."""
+def ours(model: nn.Module, example, precise: bool = False) -> dict:
+    """Follow the network, plant collapse in it (it is changed), extract it, compare; `precise`: in float64."""
     start = time.process_time()
     groups = neuron_groups(model, example)
     row = {"seconds": time.process_time() - start, "groups": len(groups), "covered": groups.covered}
     row |= {"whole": groups.whole, "skipped": [list(entry) for entry in groups.skipped[:5]]}
     row["planted"] = plant(groups)
-    before = outputs(model, example)
+    before = outputs(*in_float64(model, example)) if precise else outputs(model, example)
     start = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -224,7 +227,8 @@ def ours(model: nn.Module, example) -> dict:
     row["extract_seconds"] = time.process_time() - start
     row["removed"] = sum(entry["width"] - entry["kept"] for entry in smaller.extraction)
     row["left"] = [[entry["name"], entry["left"]] for entry in smaller.extraction if entry["left"]][:5]
-    row["change"] = relative_change(before, outputs(smaller, example))
+    after = outputs(*in_float64(smaller, example)) if precise else outputs(smaller, example)
+    row["change"] = relative_change(before, after)
     row["parameters"] = [count_parameters(model), count_parameters(smaller)]
     return row
 
@@ -315,7 +319,7 @@ def one_network(source: str, name: str, make, limit: float, seed: int) -> dict:
     as_after_training(model.eval())
     row = {"source": source, "name": name, "ours": None, "failure": None}
     try:
-        row["ours"] = ours(model, example)
+        row["ours"] = ours(model, example, precise=name.startswith(DETECTORS))
     except CollapseError as error:
         row["failure"] = str(error)
     row["torch_pruning"] = torch_prunings(model, example, limit)

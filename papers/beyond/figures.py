@@ -298,7 +298,9 @@ def draw_wild(networks: list[Shipped]):
                     va="center",
                 )
     axes[1].margins(x=0.15)
-    axes[1].set(xlabel="parameters taken out, % (beside: change of the outputs)", title="Taking it out isn't always free")
+    axes[1].set(
+        xlabel="parameters taken out, % (beside: change of the outputs)", title="Taking it out isn't always free"
+    )
     axes[1].legend(loc="lower right")
     return figure
 
