@@ -14,6 +14,8 @@ import pytest
 
 import figures
 from papers import pages, registry
+from papers.beyond.readings import read_wild
+from papers.result import load_result
 from tests.processes import ROOT, run_script
 
 README = ROOT / "README.md"
@@ -258,3 +260,14 @@ def test_every_claim_that_fails_is_named_on_a_page():
     claims = json.loads((ROOT / "figures" / "claims.json").read_text(encoding="utf-8"))
     failing = {row["id"].partition(":")[0] for row in claims if row["holds"] is False}
     assert failing and {name for name in failing if f"`{name}`" not in words} == set()
+
+
+def test_the_table_of_networks_in_use_is_their_result():
+    page = (ROOT / "docs" / "your_network.md").read_text(encoding="utf-8")
+    result = load_result(ROOT / "results" / "beyond_wild.json", quick=False)
+    for one in read_wild(result):
+        cells = [one.name, *(f"{count:,}" for count in (one.width, one.vanishing, one.redundant, one.constant))]
+        for cut in (one.paper, one.exact):
+            answers = "" if cut.same_answer is None else f" ({cut.same_answer:.0%})"
+            cells.append(f"{1 - one.removed(cut):.1%}, {cut.change:.2g}{answers}")
+        assert f"| {' | '.join(cells)} |" in page

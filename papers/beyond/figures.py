@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from papers.beyond.readings import Causes, Exponents, Extraction, fit_slopes
+from papers.beyond.readings import Causes, Exponents, Extraction, Shipped, fit_slopes
 from papers.claim import standard_error
 from papers.plots import BLUE, RED, Figure, canvas, legend_below, legend_beside, legend_under, marker, shades, thousands
 
@@ -257,9 +257,58 @@ def draw_causes(causes: Causes):
     return figure
 
 
+# ======================================================================================
+# Networks that packages ship
+# ======================================================================================
+
+COLLAPSED = {"vanishing": ("vanished", "1.0", "...."), "redundant": ("redundant", "0.7", "////")}
+CONSTANT = ("constant", "0.35", None)
+
+
+def draw_wild(networks: list[Shipped]):
+    """Trained networks that packages ship. Left: the share of their neurons that has collapsed at the paper's
+    thresholds; a constant neuron says its offset alone, and may be redundant too, so it has a bar of its own. Right:
+    parameters that extraction takes out, at the paper's thresholds and only where a neuron lies on its set to a
+    thousandth; beside each bar by how much the outputs change, in standard deviations."""
+    figure, (axes,) = canvas(2, height=0.6 + 0.36 * len(networks), sharey=True)
+    places = np.arange(len(networks))
+    starts = np.zeros(len(networks))
+    for key, (label, color, hatch) in COLLAPSED.items():
+        shares = np.array([100 * getattr(one, key) / one.width for one in networks])
+        axes[0].barh(places - 0.18, shares, 0.34, starts, color=color, hatch=hatch, edgecolor="0.2", label=label)
+        starts = starts + shares
+    label, color, hatch = CONSTANT
+    constant = [100 * one.constant / one.width for one in networks]
+    axes[0].barh(places + 0.18, constant, 0.34, color=color, hatch=hatch, edgecolor="0.2", label=label)
+    axes[0].set_yticks(places, [f"{one.name}\n{one.width:,} neurons" for one in networks])
+    axes[0].invert_yaxis()
+    axes[0].set(xlabel="share of the neurons, %", title="Little has collapsed")
+    axes[0].legend(loc="lower right")
+    for shift, key, color, label in ((-0.18, "paper", "0.7", "paper's thresholds"), (0.18, "exact", "0.35", "exact")):
+        cuts = [getattr(one, key) for one in networks]
+        removed = [100 * one.removed(cut) for one, cut in zip(networks, cuts, strict=True)]
+        axes[1].barh(places + shift, removed, 0.34, color=color, edgecolor="0.2", label=label)
+        for place, share, cut in zip(places, removed, cuts, strict=True):
+            if share > 0:
+                axes[1].annotate(
+                    f"{cut.change:.1g}",
+                    (share, place + shift),
+                    xytext=(3, 0),
+                    textcoords="offset points",
+                    va="center",
+                )
+    axes[1].margins(x=0.15)
+    axes[1].set(
+        xlabel="parameters taken out, % (beside: change of the outputs)", title="Taking it out isn't always free"
+    )
+    axes[1].legend(loc="lower right")
+    return figure
+
+
 FIGURES = {
     "beyond_extraction": Figure(draw_extraction, needs=("beyond_extract",)),
     "beyond_exponent": Figure(draw_exponent, needs=("beyond_exponent",)),
     "beyond_vanishing": Figure(draw_vanishing, needs=("beyond_vanishing",)),
     "beyond_causes": Figure(draw_causes, needs=("beyond_causes",)),
+    "beyond_wild": Figure(draw_wild, needs=("beyond_wild",)),
 }

@@ -352,8 +352,58 @@ def read_switches(result: Result) -> list[Switch]:
     return found
 
 
+# ======================================================================================
+# Networks that packages ship
+# ======================================================================================
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """What extraction at one pair of thresholds made of a network."""
+
+    parameters: int  # that are left
+    change: float  # largest change of an output, in standard deviations of the outputs
+    same_answer: float | None  # share of the inputs with the same largest output; None: no classifier
+
+
+@dataclasses.dataclass(frozen=True)
+class Shipped:
+    """A trained network that a package ships. Vanished, redundant and independent neurons add up to `width`."""
+
+    name: str
+    width: int
+    vanishing: int
+    redundant: int
+    constant: int
+    parameters: int
+    paper: Cut
+    exact: Cut
+
+    def removed(self, cut: Cut) -> float:
+        """Share of the parameters."""
+        return 1 - cut.parameters / self.parameters
+
+
+def read_cut(record: Result) -> Cut:
+    same = record.number("same_answer") if record.has("same_answer") else None
+    return Cut(int(record.number("parameters")), record.number("change"), same)
+
+
+def read_wild(result: Result) -> list[Shipped]:
+    found = []
+    for row in result.records("networks", least=1):
+        counts = {key: int(row.number(key)) for key in ("width", "vanishing", "redundant", "constant", "parameters")}
+        if counts["width"] < 1 or counts["parameters"] < 1:
+            raise row.refuse(f"{row.place('width')}: a network without neurons")
+        paper = read_cut(row.record("paper"))
+        exact = read_cut(row.record("exact"))
+        found.append(Shipped(row.text("name"), **counts, paper=paper, exact=exact))
+    return found
+
+
 READERS = {
     "beyond_extract": read_extraction,
+    "beyond_wild": read_wild,
     "beyond_windows": read_windows,
     "beyond_switch": read_switches,
 }
