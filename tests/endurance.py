@@ -97,6 +97,13 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["core", "experiments.plain_networks", "torchvision", "torch._dynamo"])
 
 
+def start_server() -> None:
+    """Wait until the server is there, so that the first training to be timed doesn't."""
+    process = SERVER.Process(target=int)
+    process.start()
+    process.join()
+
+
 def run_script(words: list[str], said: Path) -> None:
     """In a process of its own: run a script with its options; what it says goes into the file `said`."""
     descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -713,6 +720,7 @@ def main() -> None:
     KEPT.mkdir(parents=True, exist_ok=True)
     if not options.report:
         write_data()
+        start_server()
         for name in options.parts or PARTS:
             try_part(name)
     report()
