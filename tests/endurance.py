@@ -94,7 +94,8 @@ def training(folder: Path, ranks: int = 1) -> list[str]:
 
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["core", "experiments.plain_networks", "torchvision", "torch._dynamo"])
+PRELOADED = ["core", "torchvision", "torch._dynamo", "papers.registry", "tests.processes", "tests.bad_inputs"]
+SERVER.set_forkserver_preload(PRELOADED)
 
 
 def start_server() -> None:
