@@ -1,10 +1,11 @@
 """Figures of subnetworks.py. Each draw function's docstring is the figure's caption."""
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from papers.beyond.readings import Causes, Exponents, Extraction, Shipped, fit_slopes
 from papers.claim import standard_error
-from papers.plots import BLUE, RED, Figure, canvas, legend_below, legend_beside, legend_under, marker, shades, thousands
+from papers.plots import BLUE, RED, Figure, canvas, legend_below, legend_under, marker, shades, thousands
 
 # ======================================================================================
 # Extracted networks
@@ -37,9 +38,11 @@ def draw_extraction(extraction: Extraction):
         if key in ("accuracy", "tuned"):
             panel.axhline(0, color="k", lw=0.8)
             panel.set_xlabel("learning rate, below it label noise")
-    axes[0, 0].set_title("More noise, a smaller network inside")
-    axes[1, 0].set_title("At 0.1 hardly anything is lost")
-    axes[1, 1].set_title("Some steps make up for more")
+    axes[0, 0].set_title("More learning rate, a smaller network inside")
+    axes[0, 1].set_title("and a cheaper one")
+    changes = [abs(one.after["accuracy"] - one.before["accuracy"]) for one in rows if one.redundant == limits[0]]
+    axes[1, 0].set_title(f"At {limits[0]:g} the accuracy moves by at most {max(changes):.3f}")
+    axes[1, 1].set_title("The same after some fine-tuning of both")
     legend_below(figure, [axes[0, 0]], 3, "redundant below")
     return figure
 
@@ -104,7 +107,7 @@ def draw_slopes(axes, exponents: Exponents, measured: str, title: str) -> None:
     ends = np.quantile(np.concatenate([x, y]), [0.002, 0.998])
     axes.hexbin(x, y, gridsize=36, cmap="Greys", mincnt=1, bins="log", extent=(*ends, *ends))
     near = np.concatenate([run.now < 0.5 for run in exponents.runs])
-    axes.plot(x[near], y[near], ".", color=RED, ms=4, label="distance < 0.5")
+    axes.plot(x[near], y[near], "o", color=RED, ms=4, mec="w", mew=0.5, label="distance < 0.5")
     axes.plot(ends, ends, "k--", lw=0.8)
     lines = []
     for low, high in ((0, 0.5), (0.5, 1), (1, 4)):
@@ -130,7 +133,7 @@ def draw_roc(axes, exponents: Exponents, what: str) -> None:
     axes.set(
         xlabel="false positives",
         ylabel="true positives",
-        title=f"Who arrives: {arrived.sum()} of {len(arrived):,}\n{what}",
+        title=f"Who arrives:\n{arrived.sum()} of {len(arrived):,} {what}",
     )
     if not arrived.any() or arrived.all():
         return
@@ -172,6 +175,7 @@ def draw_arrivals(axes, exponents: Exponents, words: str) -> None:
                 run.steps, run.merged[:, k], color=color, marker=marker(moving.index(k)), ms=3.5, lw=1, label=label
             )
     thousands(axes.xaxis)
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set(xlabel="step", ylabel=words, ylim=(0, None), title="When they arrive\n(a line per seed)")
     if moving:
         legend_under(axes, columns=3)
@@ -202,9 +206,8 @@ def draw_vanishing(exponents: Exponents):
     first = exponents.runs[0]
     draw_arrivals(axes[0, 0], exponents, "vanished neurons")
     axes[0, 0].set_title(f"Label noise {first.label_noise:g}: who vanishes when")
-    legend = axes[0, 0].get_legend()
-    if legend:
-        legend_beside(axes[0, 0])
+    if axes[0, 0].get_legend():
+        legend_under(axes[0, 0], columns=4)
     for gone, color, fill, words in ((False, "0.6", "none", "stays"), (True, RED, RED, "vanishes")):
         sizes = np.concatenate([np.sqrt(run.now[run.free])[run.arrived == gone] for run in exponents.runs])
         rates = np.concatenate([run.predicted[run.free][run.arrived == gone] for run in exponents.runs])
@@ -212,15 +215,10 @@ def draw_vanishing(exponents: Exponents):
             sizes, rates, "o", ms=3, color=color, mfc=fill, label=f"{words} ({len(sizes):,})", zorder=2 + gone
         )
     axes[0, 1].axhline(0, color="k", lw=0.8)
-    axes[0, 1].set(
-        xlabel=f"norm at step {exponents.early:,} / largest of the layer",
-        ylabel="""exponent per 1,000
-    steps""",
-    )
+    axes[0, 1].set(xlabel=f"norm at step {exponents.early:,} / largest of the layer", ylabel="exponent per 1,000 steps")
     axes[0, 1].set_title("Those with the lowest exponents do")
-    axes[0, 1].legend(loc="lower right")
+    legend_under(axes[0, 1], columns=2)
     draw_roc(axes[1, 0], exponents, "neurons")
-    legend_beside(axes[1, 0])
     draw_parts(axes[1, 1], exponents)
     return figure
 
