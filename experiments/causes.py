@@ -100,4 +100,4 @@ def causes(
             rates = rates_of(start, sets, runs, images, steps, chunk)
             write_json(kept, about | rates | {"seconds": time.perf_counter() - begin})
         rows.append(json.loads(kept.read_text()))
-    return {"run": dataclasses.asdict(run), "rows": rows}
+    return {"data_hash": images.content_hash, "run": dataclasses.asdict(run), "rows": rows}
