@@ -20,8 +20,9 @@
   python subnetworks.py extract --runs runs/vgg_cifar10 --finetune 200
   python subnetworks.py --quick
 
-Elsewhere and on other data: vanishing_later (from step 12,000), windows_earlier and windows_later (from 2,000 and
-10,000), vanishing_fashion_mnist (one network), causes_usps, extract_noisy (the networks that the others left).
+vanishing, windows, switch and causes end in _mlp for a second network, a perceptron on Fashion-MNIST: two minutes
+each, after two of training (causes_mlp: TIME). At other steps: vanishing_later, windows_mlp_earlier, windows_mlp_later.
+extract_noisy: of the networks that these have left in runs/subnetworks, started where the script is.
 
 From Python: collapse_report, extract_subnetwork, collapse_exponent, CollapseLog of the package collapse.
 Times are for one CPU core. `exponent` first trains its two networks: 18 minutes more, once (runs/subnetworks);
@@ -36,9 +37,9 @@ import torch
 
 from experiments.causes import causes
 from experiments.extraction import extract_trained
-from experiments.forecasts import NETWORK, NOISY, exponent, vanishing
+from experiments.forecasts import NOISY, exponent, vanishing
 from experiments.measure import extract_own, measure
-from experiments.switches import switch
+from experiments.switches import CHANGES, switch
 from experiments.trained import RUNS
 from experiments.wild import wild
 from experiments.windows import windows
@@ -107,12 +108,15 @@ OPTIONS = {
     "data": {"help": "folder of the data (default: data beside the script)"},
 }
 
-USPS = NETWORK | {  # small, so that a full batch is cheap; noise, so that it isn't learned by heart
-    "dataset": "usps",
-    "label_noise": 0.2,
-    "steps": 6000,
-    "milestones": (2000, 4000, 6000),
+MLP = NOISY | {  # a network of another kind on other data; in seconds what takes VGG-16 minutes
+    "model": "mlp",
+    "dataset": "fashion_mnist",
+    "batch_size": 32,
+    "steps": 12_000,
+    "milestones": tuple(range(2000, 12_001, 2000)),
+    "precision": "float32",
 }
+OF_MLP = {"network": MLP, "seeds": 4, "early": 4000}
 EXPERIMENTS = {
     "measure": measure,
     "extract": extract,
@@ -123,10 +127,18 @@ EXPERIMENTS = {
     "causes": causes,
     "wild": wild,
     "vanishing_later": partial(vanishing, early=12_000),
-    "vanishing_fashion_mnist": partial(vanishing, network=NOISY | {"dataset": "fashion_mnist"}, seeds=1),
-    "windows_earlier": partial(windows, early=2000, lengths=(50, 100)),
-    "windows_later": partial(windows, early=10_000, lengths=(50, 100)),
-    "causes_usps": partial(causes, network=USPS, steps=100),
+    "vanishing_mlp": partial(vanishing, **OF_MLP),
+    "windows_mlp": partial(windows, **OF_MLP),
+    "windows_mlp_earlier": partial(windows, **OF_MLP | {"early": 2000}, lengths=(50, 100, 300)),
+    "windows_mlp_later": partial(windows, **OF_MLP | {"early": 6000}, lengths=(50, 100, 300)),
+    "switch_mlp": partial(switch, **OF_MLP, changes=CHANGES | {"batch_size": (8, 128)}),
+    "causes_mlp": partial(
+        causes,  # on USPS, which is small: a full batch is cheap
+        network=MLP | {"dataset": "usps", "steps": 4000, "milestones": (2000, 4000)},
+        early=4000,
+        replicas=(16, 8, 1),
+        chunk=1000,
+    ),
     "extract_noisy": partial(extract, runs=("runs/subnetworks",), finetune=50, planted=("MLP",)),
 }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+import experiments.perceptron  # noqa: F401  (a network of core.MODELS from here on)
 from core import Run, build_model, epoch_of
 from lib.batches import Images
 from lib.data import load_dataset
