@@ -116,7 +116,7 @@ MLP = NOISY | {  # a network of another kind on other data; in seconds what take
     "milestones": tuple(range(2000, 12_001, 2000)),
     "precision": "float32",
 }
-OF_MLP = {"network": MLP, "seeds": 4, "early": 4000}
+OF_MLP = {"network": MLP, "early": 4000}
 EXPERIMENTS = {
     "measure": measure,
     "extract": extract,

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from collapse import NeuronGroup, collapse_exponent, nearest_pairs, neuron_groups, normalized_distances
 from core import Run, train
 from experiments.closed_forms import closed_forms
-from experiments.trained import RUNS, load_images, sgd_of, step_batches, trained_network
+from experiments.trained import RUNS, check_early, load_images, sgd_of, step_batches, trained_network
 from lib.batches import Images
 from lib.progress import progress
 from lib.settings import Count
@@ -92,6 +92,7 @@ class Start(NamedTuple):
 
 def start_of_run(kind: str, run: Run, early: int, pairs: int, layers: int, images: Images, path: Path) -> Start:
     """Train a run to its end, and go back to step `early`; see `forecast`."""
+    check_early(run, early)
     device = images.train.device
     train(run, images, path, device)
     moments = [early, *(step for step in run.milestones if step > early)]

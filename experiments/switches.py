@@ -12,7 +12,7 @@ from tqdm import tqdm
 from collapse import NeuronGroup, collapse_exponent, neuron_groups
 from core import Run, train
 from experiments.forecasts import NOISY, per_thousand
-from experiments.trained import RUNS, load_images, sgd_of, step_batches, trained_network
+from experiments.trained import RUNS, check_early, load_images, sgd_of, step_batches, trained_network
 from lib.batches import Images
 from lib.errors import InputError
 from lib.progress import progress
@@ -97,6 +97,7 @@ def switch(
     """
     device = torch.device(device)
     runs = [Run(**network, seed=seed + k) for k in range(seeds)]
+    check_early(runs[0], early)
     for run in runs:
         changed_runs(run, changes)  # refused before anything is trained
     images = load_images(runs[0], data, device)

@@ -35,6 +35,13 @@ def read_run(folder: Path) -> Run:
     return Run(**fields)
 
 
+def check_early(run: Run, early: int) -> None:
+    """Raises InputError, before anything is trained, unless the run keeps its weights of step `early`."""
+    if early not in run.milestones:
+        kept = ", ".join(map(str, run.milestones)) or "none"
+        raise InputError(f"early: expected one of the network's milestones ({kept}), not {early}")
+
+
 def trained_network(folder: Path, step: int | None, device) -> tuple[Run, nn.Module]:
     """Settings and network of a run directory: its weights of that step, or those at its end (or where it is).
 

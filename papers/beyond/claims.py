@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from papers.beyond.readings import Causes, Exponents, Extraction, Switch, Windows, fit_slopes
+from papers.beyond.readings import Causes, Exponents, Extraction, Switch, Window, fit_slopes
 from papers.claim import (
     Claims,
     NotResolved,
@@ -34,6 +34,7 @@ def everywhere(first: str):
 all_extracted = everywhere("beyond_extract")
 all_vanishing = everywhere("beyond_vanishing")
 all_windows = everywhere("beyond_windows")
+all_switches = everywhere("beyond_switch")
 all_causes = everywhere("beyond_causes")
 
 # ======================================================================================
@@ -424,12 +425,12 @@ def vanishing_watching(exponents: Exponents):
     figure="beyond_edge",
     each=all_windows,
 )
-def windows_short(windows: Windows):
-    shortest = min(windows.windows)
-    found = windows.areas[shortest]
+def windows_short(windows: list[Window]):
+    shortest = windows[0]
+    found = shortest.areas
     gain, low, high = found.difference("forecast", "watching")
     measured = numbers([found.found["forecast"], found.found["watching"]])
-    note = f"{shortest} steps, difference {gain:+.3f} ({low:+.3f} to {high:+.3f})"
+    note = f"{shortest.steps} steps, difference {gain:+.3f} ({low:+.3f} to {high:+.3f})"
     if low <= 0 <= high:
         raise NotResolved("the 95 % interval of the difference holds 0", "larger", measured, note)
     return Outcome("larger", measured, note, low > 0)
@@ -447,7 +448,7 @@ def windows_short(windows: Windows):
     """In every switch their correlation with the slopes of the switched run is larger than that of the slopes
     before it, by over 2 s.e. (Fisher's z).""",
     figure="beyond_edge",
-    needs="beyond_switch",
+    each=all_switches,
 )
 def switch_foretold(switches: list[Switch]):
     gains, texts = [], []
@@ -474,7 +475,7 @@ def need_going_on(switches: list[Switch]) -> None:
     """In every switch of every seed the mean over neurons of the change of the slope (switched run less the one that
     goes on) has the sign of the mean change of the exponents.""",
     figure="beyond_edge",
-    needs="beyond_switch",
+    each=all_switches,
 )
 def switch_level(switches: list[Switch]):
     need_going_on(switches)
@@ -490,7 +491,7 @@ def switch_level(switches: list[Switch]):
     "They foretell which neurons a switch moves most.",
     """In every switch of every seed the correlation over neurons of these two changes is above 0.3.""",
     figure="beyond_edge",
-    needs="beyond_switch",
+    each=all_switches,
 )
 def switch_difference(switches: list[Switch]):
     need_going_on(switches)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from papers.beyond.readings import Causes, Exponents, Extraction, Switch, Windows, fit_slopes
+from papers.beyond.readings import Causes, Exponents, Extraction, Switch, Window, fit_slopes
 from papers.claim import standard_error
 from papers.plots import (
     BLUE,
@@ -236,7 +236,7 @@ def draw_vanishing(exponents: Exponents):
     return figure
 
 
-def draw_edge(windows: Windows, switches: list[Switch]):
+def draw_edge(windows: list[Window], switches: list[Switch]):
     """Does the exponent tell more than watching? Left: who vanishes, from shorter and shorter windows (area under the
     ROC curve, 95 % intervals). Middle: correlation over neurons of the slope after a change of settings with the
     exponents at the new setting, taken before the change, and with the slopes before it; a marker per seed. Right: what
@@ -251,10 +251,10 @@ def draw_edge(windows: Windows, switches: list[Switch]):
     return figure
 
 
-def draw_windows(axes, windows: Windows) -> None:
-    lengths = sorted(windows.windows)
+def draw_windows(axes, windows: list[Window]) -> None:
+    lengths = [window.steps for window in windows]
     for k, (name, (color, line)) in enumerate(LINES.items()):
-        found = [windows.areas[length] for length in lengths]
+        found = [window.areas for window in windows]
         middle = np.array([one.found[name] for one in found])
         ends = np.array([one.interval(name) for one in found]).T
         places = np.array(lengths) * 1.05 ** (k - 1.5)  # beside each other

@@ -311,22 +311,25 @@ def read_causes(result: Result) -> Causes:
 
 
 @dataclasses.dataclass(frozen=True)
-class Windows:
-    """Forecasts from shorter and shorter windows: {window: list of Forecast}, the shortest first."""
+class Window:
+    """Forecasts from a window of so many steps."""
 
-    windows: dict
+    steps: int
+    runs: list  # of Forecast
 
     @functools.cached_property
-    def areas(self) -> dict:
-        """{window: Areas} of all predictors; the bootstrap takes seconds, and claims and a figure ask for it."""
-        return {window: areas(runs) for window, runs in self.windows.items()}
+    def areas(self) -> "Areas":
+        """Of all predictors; the bootstrap takes a while, and a claim and a figure ask for it."""
+        return areas(self.runs)
 
 
-def read_windows(result: Result) -> Windows:
-    found = {}
+def read_windows(result: Result) -> list[Window]:
+    """The shortest first."""
+    found = []
     for row in result.records("rows", least=1):
-        found[int(row.number("window"))] = [read_forecast(record) for record in row.records("runs", least=1)]
-    return Windows(dict(sorted(found.items())))
+        runs = [read_forecast(record) for record in row.records("runs", least=1)]
+        found.append(Window(int(row.number("window")), runs))
+    return sorted(found, key=lambda window: window.steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -387,10 +390,10 @@ def read_switches(result: Result) -> list[Switch]:
     return [read_switch(record, going_on) for record in result.records("rows", least=1)]
 
 
-READERS = {"beyond_switch": read_switches}
 BY_PATTERN = {
     r"beyond_extract(_\w+)?": read_extraction,
     r"beyond_windows(_\w+)?": read_windows,
+    r"beyond_switch(_\w+)?": read_switches,
     r"beyond_exponent(_\w+)?": read_exponents,
     r"beyond_vanishing(_\w+)?": read_exponents,
     r"beyond_causes(_\w+)?": read_causes,
@@ -399,8 +402,6 @@ BY_PATTERN = {
 
 def reader(name: str):
     """The function that reads a result of this name, or None if it is none of these."""
-    if name in READERS:
-        return READERS[name]
     for pattern, function in BY_PATTERN.items():
         if re.fullmatch(pattern, name):
             return function
