@@ -212,7 +212,6 @@ SETTINGS = [
     BadInput("subnetworks.py switch --quick --set \"changes={'width':(4,)}\"", "changes: 'width' can't be switched"),
     BadInput("subnetworks.py switch --quick --set \"changes={'momentum':0.5}\"", "changes: expected several values"),
     BadInput("subnetworks.py switch --quick --set \"changes={'label_noise':(2,)}\"", "label_noise: expected a number"),
-    BadInput("subnetworks.py switch --quick --set \"changes={'label_noise':()}\"", "changes: nothing is switched"),
     BadInput("subnetworks.py causes_mlp --quick --set early=7", "early: expected one of the network's milestones"),
     BadInput("subnetworks.py extract --finetune -1", "finetune must not be negative"),
     BadInput("subnetworks.py extract --runs {here}/nowhere", "no finished run below"),
