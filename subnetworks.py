@@ -136,7 +136,8 @@ EXPERIMENTS = {
         causes,  # on USPS, which is small: a full batch is cheap
         network=MLP | {"dataset": "usps", "steps": 4000, "milestones": (2000, 4000)},
         early=4000,
-        replicas=(16, 8, 1),
+        steps=100,
+        replicas=(8, 4, 1),
         chunk=1000,
     ),
     "extract_noisy": partial(extract, runs=("runs/subnetworks",), finetune=50, planted=("MLP",)),
