@@ -6,6 +6,8 @@
              with --model: the simpler network of yours, saved                                           seconds
   exponent   predicted against measured merging: closed forms, then a narrow VGG-16 on CIFAR-10     about 10 min
   vanishing  which neurons vanish under label noise, told long before the first has gone            about 12 min
+  windows    the same told from 50, 100, 300 and 1,000 steps: by exponents, and by watching          about 6 min
+  switch     what another rate, batch size or label noise does to neurons, told before it is made   about 10 min
   causes     its exponents with less noise, none (the full batch), and without weight decay          about 2.5 h
   wild       trained networks that Python packages ship, measured and extracted; what to install     about 2 min
              it says itself, and leaves out what isn't there
@@ -18,21 +20,29 @@
   python subnetworks.py extract --runs runs/vgg_cifar10 --finetune 200
   python subnetworks.py --quick
 
+vanishing, windows, switch and causes end in _mlp for a second network, a perceptron on Fashion-MNIST: two minutes
+each, after two of training (causes_mlp: TIME). At other steps: vanishing_later, windows_mlp_earlier, windows_mlp_later.
+extract_noisy: of the networks that these have left in runs/subnetworks, started where the script is.
+
 From Python: collapse_report, extract_subnetwork, collapse_exponent, CollapseLog of the package collapse.
 Times are for one CPU core. `exponent` first trains its two networks: 18 minutes more, once (runs/subnetworks);
-`causes` uses the first of them; `vanishing` trains two of its own, 30 minutes.
+`causes` uses the first of them; `vanishing` trains two of its own, 30 minutes, which `windows` and `switch` share.
 """
 
 import lib.interrupts  # noqa: F401  # isort: skip  (first: from here on Ctrl-C leaves no traceback)
+
+from functools import partial
 
 import torch
 
 from experiments.causes import causes
 from experiments.extraction import extract_trained
-from experiments.forecasts import exponent, vanishing
+from experiments.forecasts import NOISY, exponent, vanishing
 from experiments.measure import extract_own, measure
+from experiments.switches import CHANGES, switch
 from experiments.trained import RUNS
 from experiments.wild import wild
+from experiments.windows import windows
 from lib.command import run_script
 from lib.results import ROOT
 
@@ -92,36 +102,67 @@ OPTIONS = {
     },
     "finetune": {"type": int, "help": "extract: steps of fine-tuning (default: 200)"},
     "pairs": {"type": int, "help": "exponent: nearest pairs per group (default: 250)"},
-    "seeds": {"type": int, "help": "exponent, vanishing: networks (default: 2)"},
+    "seeds": {"type": int, "help": "exponent, vanishing, windows, switch: networks (default: 2)"},
     "data": {"help": "folder of the data (default: data beside the script)"},
 }
 
+MLP = NOISY | {  # a network of another kind on other data; in seconds what takes VGG-16 minutes
+    "model": "mlp",
+    "dataset": "fashion_mnist",
+    "batch_size": 32,
+    "steps": 12_000,
+    "milestones": tuple(range(2000, 12_001, 2000)),
+    "precision": "float32",
+}
+OF_MLP = {"network": MLP, "early": 4000}
+EXPERIMENTS = {
+    "measure": measure,
+    "extract": extract,
+    "exponent": exponent,
+    "vanishing": vanishing,
+    "windows": windows,
+    "switch": switch,
+    "causes": causes,
+    "wild": wild,
+    "vanishing_later": partial(vanishing, early=12_000),
+    "vanishing_mlp": partial(vanishing, **OF_MLP),
+    "windows_mlp": partial(windows, **OF_MLP),
+    "windows_mlp_earlier": partial(windows, **OF_MLP | {"early": 2000}, lengths=(50, 100, 300)),
+    "windows_mlp_later": partial(windows, **OF_MLP | {"early": 6000}, lengths=(50, 100, 300)),
+    "switch_mlp": partial(switch, **OF_MLP, changes=CHANGES | {"batch_size": (8, 128)}),
+    "causes_mlp": partial(
+        causes,  # on USPS, which is small: a full batch is cheap
+        network=MLP | {"dataset": "usps", "steps": 4000, "milestones": (2000, 4000)},
+        early=4000,
+        steps=100,
+        replicas=(8, 4, 1),
+        chunk=1000,
+    ),
+    "extract_noisy": partial(extract, runs=("runs/subnetworks",), finetune=50, planted=("MLP",)),
+}
+
 TINY = {"dataset": "synthetic", "width": 4, "batch_size": 32, "steps": 40, "warmup_steps": 10, "eval_every": 40}
+NOISY_TINY = TINY | {"milestones": (20, 40), "label_noise": 0.5}
 QUICK_RUNS = str(RUNS / "quick" / "subnetworks")
+EARLY = {"folder": QUICK_RUNS, "early": 20}
 QUICK = {
     "measure": {"input": ("3,64,64",), "picture": str(ROOT / "figures" / "quick" / "your_network.png")},
     "extract": {"network": TINY, "redundant": (0.1,), "finetune": 5, "planted": ("MLP", "resnet18")},
-    "exponent": {
+    "exponent": EARLY
+    | {
         "network": TINY | {"milestones": (20, 40)},
-        "folder": QUICK_RUNS,
         "seeds": 1,
-        "early": 20,
         "window": 10,
         "pairs": 20,
         "steps": 300,
         "pair_steps": 300,
     },
-    "vanishing": {
-        "network": TINY | {"milestones": (20, 40), "label_noise": 0.5},
-        "folder": QUICK_RUNS,
-        "seeds": 1,
-        "early": 20,
-        "window": 10,
-    },
-    "causes": {
+    "vanishing": EARLY | {"network": NOISY_TINY, "seeds": 1, "window": 10},
+    "windows": EARLY | {"network": NOISY_TINY, "seeds": 1, "lengths": (5, 10)},
+    "switch": EARLY | {"network": NOISY_TINY, "changes": {"label_noise": (0.0,)}, "seeds": 1, "window": 10, "ahead": 5},
+    "causes": EARLY
+    | {
         "network": TINY | {"milestones": (20, 40)},
-        "folder": QUICK_RUNS,
-        "early": 20,
         "pairs": 20,
         "batch_sizes": (32, 50_000),
         "steps": 4,
@@ -129,14 +170,8 @@ QUICK = {
     },
     "wild": {"inputs": 2},
 }
-EXPERIMENTS = {
-    "measure": measure,
-    "extract": extract,
-    "exponent": exponent,
-    "vanishing": vanishing,
-    "causes": causes,
-    "wild": wild,
-}
+for name in EXPERIMENTS.keys() - QUICK.keys():
+    QUICK[name] = QUICK[name.partition("_")[0]]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from collapse import collapse_exponent, nearest_pairs, neuron_groups
 from core import Run, train
 from experiments.forecasts import NETWORK, PARTS, per_thousand
-from experiments.trained import RUNS, load_images, sgd_of, step_batches, trained_network
+from experiments.trained import RUNS, check_early, load_images, sgd_of, step_batches, trained_network
 from lib.batches import Images
 from lib.errors import InputError
 from lib.progress import progress
@@ -75,6 +75,7 @@ def causes(
         raise InputError(f"replicas: expected one for each of the {len(batch_sizes)} batch sizes, not {len(replicas)}")
     device = torch.device(device)
     run = Run(**network, seed=seed)
+    check_early(run, early)
     images = load_images(run, data, device)
     path = Path(folder or RUNS / "subnetworks") / run.name
     train(run, images, path, device)
@@ -100,4 +101,4 @@ def causes(
             rates = rates_of(start, sets, runs, images, steps, chunk)
             write_json(kept, about | rates | {"seconds": time.perf_counter() - begin})
         rows.append(json.loads(kept.read_text()))
-    return {"run": dataclasses.asdict(run), "rows": rows}
+    return {"data_hash": images.content_hash, "run": dataclasses.asdict(run), "rows": rows}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from collapse import extract_subnetwork, neuron_groups
+from collapse import NeuronGroup, extract_subnetwork, neuron_groups
 from core import Run, evaluate, train, vgg16
 from experiments.trained import RUNS, load_images, sgd_of, step_batches, trained_network
 from lib.batches import Images
@@ -53,6 +53,15 @@ KNOWN = {
 }
 
 
+def remove_neurons(group: NeuronGroup, gone: Tensor) -> None:
+    """Put these neurons of a network to zero in all that is theirs: incoming, norms, running statistics, outgoing."""
+    for slot in group.slots:
+        tensor = slot.tensor.detach()
+        rows = slot.read(tensor).clone()
+        rows[gone] = 0.0
+        slot.write(tensor, rows)
+
+
 def plant_collapse(model: nn.Module, example: Tensor, seed: int = 0) -> int:
     """Put a network onto invariant sets: in each group a quarter of the neurons vanish, a quarter copy others.
 
@@ -68,8 +77,8 @@ def plant_collapse(model: nn.Module, example: Tensor, seed: int = 0) -> int:
             tensor = slot.tensor.detach()
             rows = slot.read(tensor).clone()
             rows[copies] = rows[originals]
-            rows[gone] = 0.0
             slot.write(tensor, rows)
+        remove_neurons(group, gone)
         lost += 2 * quarter
     return lost
 
@@ -174,10 +183,31 @@ def each_training_once(networks: list[Trained]) -> list[Trained]:
     return kept
 
 
+PAPERS_REDUNDANT = 0.1  # where the rival is tried
+DRAWS = 5  # of random neurons
+
+
+def accuracy_with_random_removed(model: nn.Module, images: Images, extraction: list[dict], seed: int) -> dict:
+    """What an extraction is held against: as many neurons of each group removed at random. Mean of `DRAWS`."""
+    removed = {row["name"]: row["width"] - row["kept"] for row in extraction}
+    draw = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(DRAWS):
+        smaller = copy.deepcopy(model)
+        for group in neuron_groups(smaller, images.normalized(images.test[:2])):
+            order = torch.randperm(group.size, generator=draw)
+            remove_neurons(group, order[: removed[group.name]])
+        found.append(accuracy(smaller, images))
+    return {"accuracy": sum(found) / DRAWS, "draws": found}
+
+
 def extraction_rows(
     network: Trained, images: Images, vanishing: float, redundant: tuple, finetune: int, learning_rate: float
 ) -> list[dict]:
-    """A row per threshold: accuracy, tuned accuracy and cost, before and after extraction."""
+    """A row per threshold: accuracy, tuned accuracy and cost, before and after extraction.
+
+    At the paper's threshold also the accuracy with as many random neurons removed.
+    """
     run, whole = network.run, network.model
     x = images.normalized(images.test[:500])
     before = {"accuracy": accuracy(whole, images)}
@@ -196,7 +226,10 @@ def extraction_rows(
         after["tuned"] = tuned_accuracy(smaller, run, images, finetune, learning_rate)
         after["groups"] = smaller.extraction
         about = {key: getattr(run, key) for key in ("learning_rate", "label_noise", "seed", "steps")}
-        rows.append({"name": network.name, **about, "redundant": limit, "before": before, "after": after})
+        row = {"name": network.name, **about, "redundant": limit, "before": before, "after": after}
+        if limit == PAPERS_REDUNDANT:
+            row["random"] = accuracy_with_random_removed(whole, images, smaller.extraction, run.seed)
+        rows.append(row)
     return rows
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from collapse import NeuronGroup, collapse_exponent, nearest_pairs, neuron_groups, normalized_distances
 from core import Run, train
 from experiments.closed_forms import closed_forms
-from experiments.trained import RUNS, load_images, sgd_of, step_batches, trained_network
+from experiments.trained import RUNS, check_early, load_images, sgd_of, step_batches, trained_network
 from lib.batches import Images
 from lib.progress import progress
 from lib.settings import Count
@@ -76,46 +76,78 @@ def follow_sets(history: list[list[NeuronGroup]], kind: str, pairs: int) -> Foll
 
 
 class Start(NamedTuple):
-    """Where exponents begin: a network, its sets, and the batches that come next."""
+    """Where exponents begin: a network at step `early`, its sets and their future, and the batches that come next."""
 
     model: nn.Module
-    sets: dict[str, Tensor]
+    followed: Followed
+    moments: list[int]  # the steps at which the sets are followed: `early`, and all milestones after it
     images: Images
     run: Run
     early: int
 
+    @property
+    def sets(self) -> dict[str, Tensor]:
+        return self.followed.sets
 
-def forecast_of_run(kind: str, run: Run, early: int, window: int, pairs: int, layers: int, images: Images, path, title):
-    """(what was measured of one run, its exponents by part, where they began); see `forecast`."""
+
+def start_of_run(kind: str, run: Run, early: int, pairs: int, layers: int, images: Images, path: Path) -> Start:
+    """Train a run to its end, and go back to step `early`; see `forecast`."""
+    check_early(run, early)
     device = images.train.device
     train(run, images, path, device)
-    model = trained_network(path, early, device)[1]
     moments = [early, *(step for step in run.milestones if step > early)]
     example = images.normalized(images.test[:2])
     history = []
     for step in moments:
         groups = neuron_groups(trained_network(path, step, device)[1], example)
         history.append(groups[-layers:])
-    followed = follow_sets(history, kind, pairs)
-    batches = step_batches(images, run, early, early + 2 * window)
-    batches = tqdm(batches, title, 2 * window, **progress)
-    found = collapse_exponent(model, followed.sets, batches, sgd_of(model, run))
-    logs = found["log_distance"]
-    first = window // 5
-    measured = {
-        "settings": dataclasses.asdict(run),
-        "groups": {name: len(index) for name, index in followed.sets.items()},
-        "index": torch.cat(list(followed.sets.values())),
+    model = trained_network(path, early, device)[1]
+    return Start(model, follow_sets(history, kind, pairs), moments, images, run, early)
+
+
+def future_of(start: Start, kind: str) -> dict:
+    """What a result says of the sets of one run, whatever predicts it."""
+    return {
+        "groups": {name: len(index) for name, index in start.sets.items()},
+        "index": torch.cat(list(start.sets.values())),
         "threshold": THRESHOLDS[kind],
-        "distance": followed.distance.round(decimals=4),  # at step `early` and at the end
-        "steps": moments,
-        "merged": followed.arrived,
+        "distance": start.followed.distance.round(decimals=4),  # at step `early` and at the end
+        "steps": start.moments,
+    }
+
+
+def follow_exponents(start: Start, steps: int, title: str) -> dict[str, Tensor]:
+    """What `collapse_exponent` returns of the next `steps` steps of SGD; `start.model` has taken them then."""
+    batches = step_batches(start.images, start.run, start.early, start.early + steps)
+    shown = tqdm(batches, title, steps, **progress)
+    return collapse_exponent(start.model, start.sets, shown, sgd_of(start.model, start.run))
+
+
+def predicted_and_watched(found: dict[str, Tensor], window: int) -> dict[str, Tensor]:
+    """The mean exponents over a window of the first steps, and the slopes of the log distances over the same ones.
+
+    Without the first fifth, in which the momentum, which starts from zero, comes to its own.
+    """
+    first = window // 5
+    logs = found["log_distance"]
+    return {
         "predicted": per_thousand(found["growth"][first:window].mean(0)),
         "same": per_thousand((logs[window] - logs[first]) / (window - first)),
+    }
+
+
+def forecast_of_run(kind: str, start: Start, window: int, title: str) -> tuple[dict, dict]:
+    """(what was measured of one run, its exponents by part); see `forecast`."""
+    found = follow_exponents(start, 2 * window, title)
+    logs = found["log_distance"]
+    measured = {
+        "settings": dataclasses.asdict(start.run),
+        **future_of(start, kind),
+        "merged": start.followed.arrived,
+        **predicted_and_watched(found, window),
         "next": per_thousand((logs[-1] - logs[window]) / (window - 1)),
     }
-    parts = {key: per_thousand(found[key]) for key in PARTS}
-    return measured, parts, Start(model, followed.sets, images, run, early)
+    return measured, {key: per_thousand(found[key]) for key in PARTS}
 
 
 def forecast(
@@ -144,12 +176,13 @@ def forecast(
     for k in range(seeds):
         run = Run(**network, seed=seed + k)
         path = Path(folder or RUNS / "subnetworks") / run.name
-        title = f"exponents of {kind}, {k + 1} of {seeds}"
-        measured, its_parts, its_start = forecast_of_run(kind, run, early, window, pairs, layers, images, path, title)
+        its_start = start_of_run(kind, run, early, pairs, layers, images, path)
+        measured, its_parts = forecast_of_run(kind, its_start, window, f"exponents of {kind}, {k + 1} of {seeds}")
         runs.append(measured)
         if k == 0:
-            parts, start = its_parts, its_start
-    return {"runs": runs, "parts": parts}, start
+            parts = its_parts
+            start = its_start
+    return {"data_hash": images.content_hash, "runs": runs, "parts": parts}, start
 
 
 def exponent(

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+import experiments.perceptron  # noqa: F401  (a network of core.MODELS from here on)
 from core import Run, build_model, epoch_of
 from lib.batches import Images
 from lib.data import load_dataset
@@ -32,6 +33,13 @@ def read_run(folder: Path) -> Run:
             value = settings[name]
             fields[name] = tuple(value) if isinstance(value, list) else value
     return Run(**fields)
+
+
+def check_early(run: Run, early: int) -> None:
+    """Raises InputError, before anything is trained, unless the run keeps its weights of step `early`."""
+    if early not in run.milestones:
+        kept = ", ".join(map(str, run.milestones)) or "none"
+        raise InputError(f"early: expected one of the network's milestones ({kept}), not {early}")
 
 
 def trained_network(folder: Path, step: int | None, device) -> tuple[Run, nn.Module]:

@@ -204,6 +204,15 @@ SETTINGS = [
     BadInput("subnetworks.py measure --run {here}/nowhere", "nowhere is no run directory"),
     BadInput("subnetworks.py exponent --pairs 0", "pairs: expected a whole number, at least 1"),
     BadInput("subnetworks.py exponent --seeds 0", "seeds: expected a whole number, at least 1"),
+    BadInput(
+        "subnetworks.py vanishing --quick --set early=7", "early: expected one of the network's milestones (20, 40)"
+    ),
+    BadInput("subnetworks.py windows --quick --set lengths=0", "lengths: expected one or more, each a whole number"),
+    BadInput("subnetworks.py switch --quick --set early=7", "early: expected one of the network's milestones (20, 40)"),
+    BadInput("subnetworks.py switch --quick --set \"changes={'width':(4,)}\"", "changes: 'width' can't be switched"),
+    BadInput("subnetworks.py switch --quick --set \"changes={'momentum':0.5}\"", "changes: expected several values"),
+    BadInput("subnetworks.py switch --quick --set \"changes={'label_noise':(2,)}\"", "label_noise: expected a number"),
+    BadInput("subnetworks.py causes_mlp --quick --set early=7", "early: expected one of the network's milestones"),
     BadInput("subnetworks.py extract --finetune -1", "finetune must not be negative"),
     BadInput("subnetworks.py extract --runs {here}/nowhere", "no finished run below"),
 ]

@@ -11,7 +11,7 @@ import pytest
 import figures
 from papers import claim, registry
 from papers.beyond import readings as beyond
-from papers.beyond.readings import Extracted, Extraction, Forecast, Switch, Windows
+from papers.beyond.readings import Extracted, Extraction, Forecast, Switch, Window
 from papers.chaotic_dynamics.readings import Copies, SmallCopies, Subspace
 from papers.claim import Claims, NotResolved, NotRun, Numbers, Outcome, numbers
 from papers.result import Result, ResultError, load_result
@@ -305,7 +305,7 @@ def forecasts(told, watched):
         end = np.where(gone, 1e-4, 0.5)
         index, steps = np.arange(100.0)[:, None], np.array([0.0, 1000.0])
         runs.append(Forecast(0.6, {"fc14": 100}, index, 0.01, steps, None, size, end, predicted, slope, None))
-    return Windows({50: runs})
+    return [Window(50, runs)]
 
 
 def switches(told, watched):
@@ -316,6 +316,16 @@ def switches(told, watched):
         noise = draw.standard_normal((2, 200))
         predicted, before = told * after + noise[0], watched * after + noise[1]
         rows.append(Switch("label_noise", 0.6, seed, predicted, before, after))
+    return rows
+
+
+def switches_against_going_on(told):
+    """Switches that move the neurons by 1 more or less than going on; exponents say so where `told` is positive."""
+    rows = []
+    for one in switches(1.0, 0.0):
+        change = 1 + 0.5 * np.random.default_rng(2).standard_normal(200)
+        going_on = dataclasses.replace(one, changed="nothing", after=one.after - change)
+        rows.append(dataclasses.replace(one, predicted=going_on.predicted + told * change, going_on=going_on))
     return rows
 
 
@@ -403,6 +413,8 @@ def made_up(readings):
         "extraction-random": ([extraction(0.05)], [extraction(-0.05)]),
         "windows-short": ([forecasts(1.0, 0.0)], [forecasts(0.0, 1.0)]),
         "switch-foretold": ([switches(2.0, 0.0)], [switches(0.0, 2.0)]),
+        "switch-level": ([switches_against_going_on(1.0)], [switches_against_going_on(-1.0)]),
+        "switch-difference": ([switches_against_going_on(1.0)], [switches_against_going_on(-1.0)]),
         "diagonal-data-sets-test": ([durations(readings, 1)], [durations(readings, -1)]),
         "diagonal-data-sets-rank": ([durations(readings, 1)], [durations(readings, -1)]),
         "diagonal-plateau-jacobian": ([plateaus(readings, 1)], [plateaus(readings, -1)]),

@@ -12,12 +12,15 @@ import subnetworks
 from collapse import collapse_exponent, nearest_pairs, neuron_groups
 from core import Run, epoch_of
 from experiments import causes as causes_module
+from experiments import extraction as extraction_module
 from experiments import trained
 from experiments.causes import causes
 from experiments.closed_forms import closed_forms
-from experiments.extraction import plant_collapse
+from experiments.extraction import accuracy_with_random_removed, plant_collapse
 from experiments.forecasts import exponent, vanishing
-from experiments.trained import sgd_of, trained_network
+from experiments.switches import OTHER_DRAWS, switch
+from experiments.trained import sgd_of, step_batches, trained_network
+from experiments.windows import windows
 from lib.batches import Images
 from lib.data import synthetic_dataset
 from lib.errors import InputError
@@ -60,6 +63,28 @@ def test_extraction_of_trained_networks_runs_and_is_written(little_data, tmp_pat
     assert small["after"]["parameters"] < small["before"]["parameters"] and small["after"]["change"] > 0
     assert small["after"]["flops"] < small["before"]["flops"] and 0 <= small["after"]["tuned"] <= 1
     assert sum(group["merged"] for group in small["after"]["groups"]) > 0
+    assert "random" not in small  # only at the paper's threshold
+
+
+def test_as_many_random_neurons_are_removed_as_extraction_removes(monkeypatch):
+    """Of each group: none, some, all; with all of a layer gone the network says the same of every image."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 8), nn.GELU(), nn.Linear(8, 6), nn.GELU(), nn.Linear(6, 10))
+    images = Images(synthetic_dataset(16, 40), "synthetic", torch.device("cpu"))
+    seen = []
+
+    def look(smaller, _):
+        seen.append([int((smaller[k].weight == 0).all(1).sum()) for k in (1, 3)])
+        return 0.5
+
+    before = [parameter.clone() for parameter in model.parameters()]
+    monkeypatch.setattr(extraction_module, "accuracy", look)
+    extraction = [{"name": "1", "width": 8, "kept": 5}, {"name": "3", "width": 6, "kept": 6}]
+    found = accuracy_with_random_removed(model, images, extraction, 0)
+    assert seen == 5 * [[3, 0]] and found == {"accuracy": 0.5, "draws": 5 * [0.5]}
+    assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
+    monkeypatch.undo()
+    nothing = [{"name": "1", "width": 8, "kept": 0}, {"name": "3", "width": 6, "kept": 6}]
+    assert accuracy_with_random_removed(model, images, nothing, 0)["accuracy"] == pytest.approx(0.1)
 
 
 def test_exponents_of_pairs_run_and_are_written(little_data, tmp_path):
@@ -85,6 +110,64 @@ def test_forecasts_of_who_vanishes_measure_the_neurons_own_sizes(little_data, tm
         torch.testing.assert_close(row, expected, rtol=0, atol=1e-4)
     assert found["predicted"].shape == found["same"].shape == (64,)
     assert found["predicted"].isfinite().all()
+
+
+MLP = TINY | {"model": "mlp", "width": 2, "precision": "float32", "label_noise": 0.5, "milestones": (4, 8)}
+
+
+def test_a_short_window_is_the_start_of_a_long_one(little_data, tmp_path):
+    """All windows from one pass, each what `vanishing` measures over a window of that length."""
+    folder = str(tmp_path / "runs")
+    rows = windows(MLP, early=4, lengths=(5, 10), seeds=1, folder=folder)["rows"]
+    assert [row["window"] for row in rows] == [5, 10]
+    for row in rows:
+        (one,) = row["runs"]
+        (whole,) = vanishing(MLP, early=4, window=row["window"], seeds=1, folder=folder)["runs"]
+        assert one["groups"] == whole["groups"] and one["steps"] == whole["steps"] == [4, 8]
+        for key in ("predicted", "same", "distance", "index"):
+            torch.testing.assert_close(one[key], whole[key])
+
+
+def test_a_switch_is_told_at_the_new_setting_and_then_made(little_data, tmp_path):
+    """Exponents, and slopes of the log sizes of neurons, against both done by hand."""
+    found = switch(MLP, {"batch_size": (8,)}, early=4, window=5, ahead=3, seeds=1, folder=str(tmp_path))
+    (row,), (going_on,) = found["rows"], found["unchanged"]
+    assert (row["changed"], row["value"], row["seed"]) == ("batch_size", 8, 0)
+    assert torch.equal(row["before"], going_on["before"]) and not torch.equal(row["after"], going_on["after"])
+
+    run = Run(**MLP, seed=0)
+    model = trained_network(tmp_path / run.name, 4, "cpu")[1]
+    images = Images(trained.load_dataset(), run.dataset, torch.device("cpu"))
+    groups = neuron_groups(model, images.normalized(images.test[:2]))
+
+    def steps_of_sgd(settings, first):
+        """Log sizes before each of five steps, and after the last."""
+        sgd = sgd_of(model, settings)
+        sizes = []
+        for x, labels in step_batches(images, settings, first, first + 5):
+            sizes.append(torch.cat([group.vectors().norm(dim=1).log() for group in groups]))
+            sgd.zero_grad()
+            nn.functional.cross_entropy(model(x), labels).backward()
+            sgd.step()
+        return [*sizes, torch.cat([group.vectors().norm(dim=1).log() for group in groups])]
+
+    sizes = steps_of_sgd(run, 4)
+    torch.testing.assert_close(row["before"], 1000 * (sizes[5] - sizes[1]) / 4, rtol=1e-4, atol=1e-3)
+    switched = dataclasses.replace(run, batch_size=8)
+    others = step_batches(images, dataclasses.replace(switched, seed=OTHER_DRAWS), 9, 12)
+    sets = {group.name: torch.arange(group.size) for group in groups}
+    told = collapse_exponent(model, sets, others, sgd_of(model, switched), frozen=True)["growth"].mean(0)
+    torch.testing.assert_close(row["predicted"], 1000 * told, rtol=1e-4, atol=1e-3)
+    sizes = steps_of_sgd(switched, 9)
+    torch.testing.assert_close(row["after"], 1000 * (sizes[5] - sizes[1]) / 4, rtol=1e-4, atol=1e-3)
+
+
+def test_settings_that_cannot_be_switched_are_refused_by_name():
+    for changes, words in (({"seed": (1,)}, "'seed' can't be switched"), ({}, "nothing is switched")):
+        with pytest.raises(InputError, match=words):
+            switch(MLP, changes, early=4)
+    with pytest.raises(InputError, match="milestones"):
+        switch(MLP, early=5)
 
 
 def test_without_noise_every_step_takes_the_whole_training_set(tmp_path, monkeypatch):

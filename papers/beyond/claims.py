@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from papers.beyond.readings import Causes, Exponents, Extraction, Shipped, Switch, Windows, areas, fit_slopes
+from papers.beyond.readings import Causes, Exponents, Extraction, Shipped, Switch, Window, fit_slopes
 from papers.claim import (
     Claims,
     NotResolved,
@@ -19,6 +19,23 @@ from papers.claim import (
 
 claim = Claims("Beyond the papers")
 LEARNED = 0.2  # test accuracy of a network that has learned: twice chance on ten classes
+
+
+def everywhere(first: str):
+    """For `each`: a result, and all others of its form, from other networks or steps: `<first>_<name>`."""
+
+    def results(names: list[str]) -> list[tuple[str]]:
+        others = [name for name in names if re.fullmatch(rf"{first}_\w+", name)]
+        return [(first,), *((name,) for name in others)]
+
+    return results
+
+
+all_extracted = everywhere("beyond_extract")
+all_vanishing = everywhere("beyond_vanishing")
+all_windows = everywhere("beyond_windows")
+all_switches = everywhere("beyond_switch")
+all_causes = everywhere("beyond_causes")
 
 # ======================================================================================
 # Extraction
@@ -80,12 +97,12 @@ def extraction_free(extraction: Extraction):
     "It matters which neurons go: removing as many random ones costs more accuracy.",
     "Mean over runs of accuracy with extraction less accuracy with random neurons removed, above 0 by 2 s.e.",
     figure="beyond_extraction",
-    needs="beyond_extract",
+    each=all_extracted,
 )
 def extraction_random(extraction: Extraction):
     rows = [one for one in extraction.networks if one.redundant == 0.1 and one.kept < 1]
     if not rows or any(one.random_accuracy is None for one in rows):
-        raise NotRun("no networks with random neurons removed", "python subnetworks.py extract")
+        raise NotRun("no networks with random neurons removed")
     gains = np.array([one.after["accuracy"] - one.random_accuracy for one in rows])
     error = standard_error(gains)
     return decide(gains.mean(), error, "> 0", numbers(gains.mean()), f"{error:.3f}, {len(rows)} runs")
@@ -272,17 +289,6 @@ def sign_tells(exponents: Exponents) -> Outcome:
     return decide(gain, error, "more", measured, f"{error:.3f}")
 
 
-def all_vanishing(names: list[str]) -> list[tuple[str]]:
-    """For `each`: forecasts of who vanishes, of other networks too."""
-    others = [name for name in names if re.fullmatch(r"beyond_vanishing_\w+", name)]
-    return [("beyond_vanishing",), *((name,) for name in others)]
-
-
-def all_causes(names: list[str]) -> list[tuple[str]]:
-    others = [name for name in names if re.fullmatch(r"beyond_causes_\w+", name)]
-    return [("beyond_causes",), *((name,) for name in others)]
-
-
 INTERVAL = "Area under the ROC curve: its 95 % interval (bootstrap over neurons) lies above 0.5."
 LARGER = (
     "Its area under the ROC curve is larger: the 95 % interval of the difference (same bootstrap samples) excludes 0."
@@ -416,18 +422,23 @@ def vanishing_watching(exponents: Exponents):
     doesn't.""",
     """Forecasts from the shortest window beat the sizes carried on at the slope of that window: 95 % interval above
     0.""",
-    figure="beyond_vanishing",
-    needs="beyond_windows",
+    figure="beyond_edge",
+    each=all_windows,
 )
-def windows_short(windows: Windows):
-    shortest, runs = next(iter(windows.windows.items()))
-    found = areas(runs)
+def windows_short(windows: list[Window]):
+    shortest = windows[0]
+    found = shortest.areas
     gain, low, high = found.difference("forecast", "watching")
     measured = numbers([found.found["forecast"], found.found["watching"]])
-    note = f"{shortest} steps, difference {gain:+.3f} ({low:+.3f} to {high:+.3f})"
+    note = f"{shortest.steps} steps, difference {gain:+.3f} ({low:+.3f} to {high:+.3f})"
     if low <= 0 <= high:
         raise NotResolved("the 95 % interval of the difference holds 0", "larger", measured, note)
     return Outcome("larger", measured, note, low > 0)
+
+
+# ======================================================================================
+# A change that hasn't happened yet
+# ======================================================================================
 
 
 @claim(
@@ -436,23 +447,56 @@ def windows_short(windows: Windows):
     slopes after a switch.""",
     """In every switch their correlation with the slopes of the switched run is larger than that of the slopes
     before it, by over 2 s.e. (Fisher's z).""",
-    figure="beyond_vanishing",
-    needs="beyond_switch",
+    figure="beyond_edge",
+    each=all_switches,
 )
 def switch_foretold(switches: list[Switch]):
     gains, texts = [], []
     for one in switches:
-        told = np.corrcoef(one.predicted, one.after)[0, 1]
-        watched = np.corrcoef(one.before, one.after)[0, 1]
         error = np.sqrt(2 / max(len(one.after) - 3, 1))
-        gains.append((np.arctanh(told) - np.arctanh(watched)) / error)
-        texts.append(f"{told:.2f} / {watched:.2f}")
+        gains.append((np.arctanh(one.told) - np.arctanh(one.watched)) / error)
+        texts.append(f"{one.told:.2f} / {one.watched:.2f}")
     gains = np.array(gains)
     measured = Numbers(gains, ", ".join(texts))
     note = f"least {gains.min():.1f} s.e."
     if (gains < -2).any() or (gains > 2).all():
         return Outcome("told > watched", measured, note, bool((gains > 2).all()))
     raise NotResolved("a switch is within 2 s.e.", "told > watched", measured, note)
+
+
+def need_going_on(switches: list[Switch]) -> None:
+    if any(one.going_on is None for one in switches):
+        raise NotRun("no network where nothing is changed")
+
+
+@claim(
+    "ours",
+    "The exponents foretell which way a switch moves the neurons on average.",
+    """In every switch of every seed the mean over neurons of the change of the slope (switched run less the one that
+    goes on) has the sign of the mean change of the exponents.""",
+    figure="beyond_edge",
+    each=all_switches,
+)
+def switch_level(switches: list[Switch]):
+    need_going_on(switches)
+    told = np.array([one.change_told.mean() for one in switches])
+    found = np.array([one.change.mean() for one in switches])
+    pairs = ", ".join(f"{x:+.2f} / {y:+.2f}" for x, y in zip(told, found, strict=True))
+    holds = (np.sign(told) == np.sign(found)).all()
+    return Outcome("the same signs", Numbers(np.concatenate([told, found]), pairs), f"{len(told)} switches", holds)
+
+
+@claim(
+    "ours",
+    "They foretell which neurons a switch moves most.",
+    """In every switch of every seed the correlation over neurons of these two changes is above 0.3.""",
+    figure="beyond_edge",
+    each=all_switches,
+)
+def switch_difference(switches: list[Switch]):
+    need_going_on(switches)
+    values = np.array([np.corrcoef(one.change_told, one.change)[0, 1] for one in switches])
+    return Outcome("> 0.3", numbers(values, ".2f"), f"{len(values)} switches", (values > 0.3).all())
 
 
 # ======================================================================================

@@ -3,9 +3,19 @@
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from papers.beyond.readings import Causes, Exponents, Extraction, Shipped, fit_slopes
+from papers.beyond.readings import Causes, Exponents, Extraction, Shipped, Switch, Window, fit_slopes
 from papers.claim import standard_error
-from papers.plots import BLUE, RED, Figure, canvas, legend_below, legend_under, marker, shades, thousands
+from papers.plots import (
+    BLUE,
+    RED,
+    Figure,
+    canvas,
+    legend_below,
+    legend_under,
+    marker,
+    shades,
+    thousands,
+)
 
 # ======================================================================================
 # Extracted networks
@@ -223,6 +233,82 @@ def draw_vanishing(exponents: Exponents):
     return figure
 
 
+def draw_edge(windows: list[Window], switches: list[Switch]):
+    """Does the exponent tell more than watching? Left: who vanishes, from shorter and shorter windows (area under the
+    ROC curve, 95 % intervals). Middle: correlation over neurons of the slope after a change of settings with the
+    exponents at the new setting, taken before the change, and with the slopes before it; a marker per seed. Right: what
+    the change does on average, slope of the switched run less that of the one that goes on, against what the
+    exponents say."""
+    figure, axes = canvas(3, height=3.3)
+    draw_windows(axes[0, 0], windows)
+    seeds = sorted({one.seed for one in switches})
+    unchanged = {one.seed: one.going_on for one in switches if one.going_on is not None}
+    draw_correlations(axes[0, 1], [*unchanged.values(), *switches], seeds)
+    draw_changes(axes[0, 2], [one for one in switches if one.going_on is not None])
+    return figure
+
+
+def draw_windows(axes, windows: list[Window]) -> None:
+    lengths = [window.steps for window in windows]
+    for k, (name, (color, line)) in enumerate(LINES.items()):
+        found = [window.areas for window in windows]
+        middle = np.array([one.found[name] for one in found])
+        ends = np.array([one.interval(name) for one in found]).T
+        places = np.array(lengths) * 1.05 ** (k - 1.5)  # beside each other
+        errors = [middle - ends[0], ends[1] - middle]
+        words = name.replace("distance", "size")
+        axes.errorbar(places, middle, errors, color=color, ls=line, marker=marker(k), ms=5, capsize=3, label=words)
+    axes.set_xscale("log")
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.minorticks_off()
+    axes.set(xlabel="steps watched", ylabel="area under the ROC curve", title="Who vanishes,\ntold from few steps")
+    legend_under(axes, columns=2)
+
+
+NAMES = {"learning_rate": "rate", "batch_size": "batch", "label_noise": "noise"}
+
+
+def name_of(one: Switch) -> str:
+    """`rate 0.1`"""
+    if one.changed == "nothing":
+        return "nothing"
+    return f"{NAMES.get(one.changed, one.changed)} {one.value:g}"
+
+
+def draw_correlations(axes, switches: list[Switch], seeds: list[int]) -> None:
+    names = list(dict.fromkeys(name_of(one) for one in switches))
+    ways = {"exponents at the new setting": ("told", "o", BLUE, 0.12), "slopes before": ("watched", "s", RED, -0.12)}
+    for words, (field, shape, color, shift) in ways.items():
+        for seed in seeds:
+            rows = [one for one in switches if one.seed == seed]
+            places = [names.index(name_of(one)) + shift for one in rows]
+            values = [getattr(one, field) for one in rows]
+            fill = color if field == "told" else "none"
+            label = words if seed == seeds[0] else None
+            axes.plot(places, values, shape, color=color, mfc=fill, ms=6, label=label)
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set(
+        ylim=(min(0, axes.get_ylim()[0]), 1), ylabel="correlation", title="Slopes after a switch,\nneuron by neuron"
+    )
+    axes.legend(loc="lower left")
+
+
+def draw_changes(axes, switches: list[Switch]) -> None:
+    names = list(dict.fromkeys(name_of(one) for one in switches))
+    for k, name in enumerate(names):
+        rows = [one for one in switches if name_of(one) == name]
+        told = [one.change_told.mean() for one in rows]
+        found = [one.change.mean() for one in rows]
+        axes.plot(told, found, marker(k), color=shades(len(names))[k], ms=7, label=name)
+    axes.axline((0, 0), slope=1, color="k", ls="--", lw=0.8)
+    axes.axhline(0, color="k", lw=0.5)
+    axes.axvline(0, color="k", lw=0.5)
+    axes.set(
+        xlabel="change of exponents", ylabel="change of slopes", title="What it does on average\n(per 1,000 steps)"
+    )
+    legend_under(axes, columns=2)
+
+
 def draw_causes(causes: Causes):
     """Exponents of pairs with less and less noise, down to the full batch, without weight decay (left) and with it
     (right); and what they are made of. Grey: 5 to 95 % of pairs; dots: mean over pairs, 2 standard errors of the
@@ -307,6 +393,7 @@ FIGURES = {
     "beyond_extraction": Figure(draw_extraction, needs=("beyond_extract",)),
     "beyond_exponent": Figure(draw_exponent, needs=("beyond_exponent",)),
     "beyond_vanishing": Figure(draw_vanishing, needs=("beyond_vanishing",)),
+    "beyond_edge": Figure(draw_edge, needs=("beyond_windows", "beyond_switch")),
     "beyond_causes": Figure(draw_causes, needs=("beyond_causes",)),
     "beyond_wild": Figure(draw_wild, needs=("beyond_wild",)),
 }

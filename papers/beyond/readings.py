@@ -311,45 +311,83 @@ def read_causes(result: Result) -> Causes:
 
 
 @dataclasses.dataclass(frozen=True)
-class Windows:
-    """Forecasts from shorter and shorter windows: {window: list of Forecast}."""
+class Window:
+    """Forecasts from a window of so many steps."""
 
-    windows: dict
+    steps: int
+    runs: list  # of Forecast
+
+    @functools.cached_property
+    def areas(self) -> "Areas":
+        """Of all predictors; the bootstrap takes a while, and a claim and a figure ask for it."""
+        return areas(self.runs)
 
 
-def read_windows(result: Result) -> Windows:
-    found = {}
+def read_windows(result: Result) -> list[Window]:
+    """The shortest first."""
+    found = []
     for row in result.records("rows", least=1):
-        found[int(row.number("window"))] = [read_forecast(record) for record in row.records("runs", least=1)]
-    return Windows(dict(sorted(found.items())))
+        runs = [read_forecast(record) for record in row.records("runs", least=1)]
+        found.append(Window(int(row.number("window")), runs))
+    return sorted(found, key=lambda window: window.steps)
 
 
 @dataclasses.dataclass(frozen=True)
 class Switch:
-    """A setting is changed: exponents at the new one, before it happens, against what then happens; N neurons."""
+    """A setting is changed: exponents at the new one, before it happens, against what then happens; N neurons.
 
-    changed: str
+    Per 1,000 steps. `going_on` is the same network where nothing is changed; of it `value` is NaN.
+    """
+
+    changed: str  # "nothing" where nothing is
     value: float
     seed: int
     predicted: np.ndarray  # [N]
     before: np.ndarray  # [N] measured slopes before the switch
     after: np.ndarray  # [N] of the run that is switched
+    going_on: "Switch | None" = None
+
+    @property
+    def told(self) -> float:
+        """Correlation of the exponents with what happens after."""
+        return float(np.corrcoef(self.predicted, self.after)[0, 1])
+
+    @property
+    def watched(self) -> float:
+        """Correlation of the slopes before with those after."""
+        return float(np.corrcoef(self.before, self.after)[0, 1])
+
+    @property
+    def change_told(self) -> np.ndarray:
+        """[N] exponents at the new setting less those at the old one."""
+        return self.predicted - self.going_on.predicted
+
+    @property
+    def change(self) -> np.ndarray:
+        """[N] slopes of the run that is switched less those of the one that goes on."""
+        return self.after - self.going_on.after
+
+
+def read_switch(record: Result, going_on: dict) -> Switch:
+    """`going_on`: seed -> its network where nothing is changed."""
+    seed = int(record.number("seed"))
+    return Switch(
+        changed=record.text("changed") if record.has("changed") else "nothing",
+        value=record.number("value") if record.has("value") else np.nan,
+        seed=seed,
+        predicted=record.array("predicted", "neurons"),
+        before=record.array("before", "neurons"),
+        after=record.array("after", "neurons"),
+        going_on=going_on.get(seed),
+    )
 
 
 def read_switches(result: Result) -> list[Switch]:
-    found = []
-    for row in result.records("rows", least=1):
-        found.append(
-            Switch(
-                changed=row.text("changed"),
-                value=row.number("value"),
-                seed=int(row.number("seed")),
-                predicted=row.array("predicted", "neurons"),
-                before=row.array("before", "neurons"),
-                after=row.array("after", "neurons"),
-            )
-        )
-    return found
+    going_on = {}
+    for record in result.records("unchanged") if result.has("unchanged") else []:
+        one = read_switch(record, {})
+        going_on[one.seed] = one
+    return [read_switch(record, going_on) for record in result.records("rows", least=1)]
 
 
 # ======================================================================================
@@ -401,23 +439,19 @@ def read_wild(result: Result) -> list[Shipped]:
     return found
 
 
-READERS = {
-    "beyond_extract": read_extraction,
-    "beyond_wild": read_wild,
-    "beyond_windows": read_windows,
-    "beyond_switch": read_switches,
-}
 BY_PATTERN = {
+    r"beyond_extract(_\w+)?": read_extraction,
+    r"beyond_windows(_\w+)?": read_windows,
+    r"beyond_switch(_\w+)?": read_switches,
     r"beyond_exponent(_\w+)?": read_exponents,
     r"beyond_vanishing(_\w+)?": read_exponents,
     r"beyond_causes(_\w+)?": read_causes,
+    r"beyond_wild": read_wild,
 }
 
 
 def reader(name: str):
     """The function that reads a result of this name, or None if it is none of these."""
-    if name in READERS:
-        return READERS[name]
     for pattern, function in BY_PATTERN.items():
         if re.fullmatch(pattern, name):
             return function
