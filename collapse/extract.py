@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from collapse.errors import CollapseError
+from collapse.errors import CollapseError, RunError
 from collapse.metrics import check_thresholds, leaders
 from collapse.neurons import ROLES, NeuronGroup, Slot, neuron_groups
 from collapse.report import check_finite, constant_neurons, input_of, square_sizes
@@ -569,10 +569,10 @@ def check_same(whole: nn.Module, smaller: nn.Module, example) -> None:
         before = record(whole, inputs).outputs
         try:
             after = record(smaller, inputs).outputs
-        except CollapseError as error:
-            why = str(error).partition("doesn't take the example of shape ")[2] or str(error)
+        except RunError as error:
+            where = f" (in {error.layer})" if error.layer else ""
             raise CollapseError(
-                f"the smaller network doesn't run, a size is written into {place}'s code: {why}"
+                f"a size is written into {place}'s code{where}: the smaller network doesn't run, {error.why}"
             ) from None
         if len(before) != len(after):
             raise CollapseError(f"the smaller network is another function: {place}'s code uses the size of a layer")

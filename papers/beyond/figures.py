@@ -1,5 +1,7 @@
 """Figures of subnetworks.py. Each draw function's docstring is the figure's caption."""
 
+import math
+
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
@@ -389,6 +391,44 @@ def draw_wild(networks: list[Shipped]):
     return figure
 
 
+BY_LAYER = ("MTCNN O-Net", "EfficientNet-Lite1", "all-MiniLM-L6-v2")
+MOST_NAMES = 12  # of layers that fit beside a panel
+
+
+def draw_wild_layers(networks: list[Shipped]):
+    """Where trained networks that packages ship have collapsed: layer by layer, first above, the share of vanished
+    and redundant neurons at the paper's thresholds, and below it that of constant ones, which may be redundant too.
+    A small convolutional network, a large one, and a transformer (values, queries and keys, feed-forward neurons of
+    each block), in which nothing has."""
+    chosen = [one for one in networks if one.name in BY_LAYER]
+    if not chosen:
+        return None
+    figure, (axes,) = canvas(len(chosen), height=4.2)
+    for panel, network in zip(axes, chosen, strict=True):
+        places = np.arange(len(network.layers))
+        starts = np.zeros(len(places))
+        for key, (label, color, hatch) in COLLAPSED.items():
+            shares = np.array([100 * getattr(layer, key) / layer.width for layer in network.layers])
+            panel.barh(places - 0.2, shares, 0.4, starts, color=color, hatch=hatch, edgecolor="0.2", label=label)
+            starts = starts + shares
+        label, color, hatch = CONSTANT
+        constant = [100 * layer.constant / layer.width for layer in network.layers]
+        panel.barh(places + 0.2, constant, 0.4, color=color, hatch=hatch, edgecolor="0.2", label=label)
+        every = math.ceil(len(places) / MOST_NAMES)
+        panel.set_yticks(places[::every], [short_layer(layer.name) for layer in network.layers[::every]])
+        panel.invert_yaxis()
+        panel.set_xlim(0, max(1.0, 1.1 * panel.dataLim.x1))
+        panel.set(xlabel="share of the neurons, %", title=network.name)
+    legend_below(figure, [axes[0]], 3)
+    return figure
+
+
+def short_layer(name: str) -> str:
+    """Of a long path its end, which tells the layer's kind, and the block's number."""
+    short = name.replace("encoder.layers.", "").replace("_blocks.", "").replace("self_attn", "attention")
+    return short.lstrip("_")
+
+
 FIGURES = {
     "beyond_extraction": Figure(draw_extraction, needs=("beyond_extract",)),
     "beyond_exponent": Figure(draw_exponent, needs=("beyond_exponent",)),
@@ -396,4 +436,5 @@ FIGURES = {
     "beyond_edge": Figure(draw_edge, needs=("beyond_windows", "beyond_switch")),
     "beyond_causes": Figure(draw_causes, needs=("beyond_causes",)),
     "beyond_wild": Figure(draw_wild, needs=("beyond_wild",)),
+    "beyond_wild_layers": Figure(draw_wild_layers, needs=("beyond_wild",)),
 }

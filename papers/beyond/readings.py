@@ -405,6 +405,17 @@ class Cut:
 
 
 @dataclasses.dataclass(frozen=True)
+class Layer:
+    """A group of neurons: how many there are, and how many have collapsed at the paper's thresholds."""
+
+    name: str
+    width: int
+    vanishing: int
+    redundant: int
+    constant: int  # they may be redundant too
+
+
+@dataclasses.dataclass(frozen=True)
 class Shipped:
     """A trained network that a package ships. Vanished, redundant and independent neurons add up to `width`."""
 
@@ -416,6 +427,7 @@ class Shipped:
     parameters: int
     paper: Cut
     exact: Cut
+    layers: list  # of Layer, in the order they run
 
     def removed(self, cut: Cut) -> float:
         """Share of the parameters."""
@@ -427,6 +439,13 @@ def read_cut(record: Result) -> Cut:
     return Cut(int(record.number("parameters")), record.number("change"), same)
 
 
+def read_layer(record: Result) -> Layer:
+    counts = {key: int(record.number(key)) for key in ("width", "vanishing", "redundant", "constant")}
+    if counts["width"] < 1:
+        raise record.refuse(f"{record.place('width')}: a layer without neurons")
+    return Layer(record.text("name"), **counts)
+
+
 def read_wild(result: Result) -> list[Shipped]:
     found = []
     for row in result.records("networks", least=1):
@@ -435,7 +454,8 @@ def read_wild(result: Result) -> list[Shipped]:
             raise row.refuse(f"{row.place('width')}: a network without neurons")
         paper = read_cut(row.record("paper"))
         exact = read_cut(row.record("exact"))
-        found.append(Shipped(row.text("name"), **counts, paper=paper, exact=exact))
+        layers = [read_layer(group) for group in row.records("groups", least=1)]
+        found.append(Shipped(row.text("name"), **counts, paper=paper, exact=exact, layers=layers))
     return found
 
 
