@@ -439,8 +439,8 @@ def test_quick_results_of_a_script_are_drawn(tmp_path, capsys):
     """What the experiments write today is what readings expect."""
     import sparse_features
 
-    settings = ["--quick", "--out", str(tmp_path), "--device", "cpu", "--seeds", "2"]
-    sparse_features.main(["diagonal", *settings, "--steps", "300"])
+    settings = ["--quick", "--out", str(tmp_path), "--device", "cpu", "--seeds", "1"]
+    sparse_features.main(["diagonal", *settings, "--steps", "300", "--set", "points=8", "surface_grid=20"])
     sparse_features.main(["regression", *settings, "--steps", "100"])
     names = ["sparse_diagonal", "sparse_regression"]
     figures.main([*names, "--quick", "--out", str(tmp_path), "--figures", str(tmp_path / "drawn")])
