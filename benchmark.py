@@ -205,4 +205,4 @@ if __name__ == "__main__":
     quick = {name: {"rounds": 1} for name in experiments}
     quick["report"]["networks"] = ("resnet18",)
     quick["networks"] = {"names": ("resnet18", "mobilenet_v2", "LlamaForCausalLM")}
-    run_script(__doc__, experiments, quick, prefix="benchmark_")
+    run_script(__doc__, experiments, quick, prefix="benchmark_", undrawn=tuple(experiments))

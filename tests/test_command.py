@@ -5,10 +5,12 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Annotated
 
 import pytest
@@ -88,6 +90,23 @@ def test_results_are_replaced_whole_or_not_at_all(tmp_path, capsys):
     with pytest.raises(TypeError):
         write_json(tmp_path / "a.json", {"bad": object()})
     assert (tmp_path / "a.json").read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_hinted_commands_can_be_pasted(tmp_path, capsys, monkeypatch):
+    def a(seed=0, device=None):
+        return {"values": [1.0]}
+
+    out = tmp_path / "mes résultats"
+    options = ["--out", str(out), "--device", "cpu"]
+    monkeypatch.chdir(ROOT)
+    run_script("doc", {"a": a}, {}, options)
+    assert f"draw it: python figures.py --out '{out}'\n" in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    run_script("doc", {"a": a}, {}, options)
+    words = shlex.split(capsys.readouterr().out.partition("draw it: ")[2])
+    assert Path(words[1]) == ROOT / "figures.py" and words[-1] == str(out)
+    run_script("doc", {"a": a}, {}, options, undrawn=("a",))
+    assert "draw it" not in capsys.readouterr().out
 
 
 def test_the_same_numbers_are_not_written_again(tmp_path, capsys):
