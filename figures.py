@@ -12,6 +12,8 @@ figures/claims.json, docs/claims.md, docs/published.md, docs/figures.md, and the
 figures/ are those beside this file, wherever it is started. Exit code 2 where an input is bad, 130 after Ctrl-C.
 """
 
+import lib.interrupts  # isort: skip  (first: from here on Ctrl-C leaves no traceback)
+
 import argparse
 import json
 import os
@@ -302,7 +304,8 @@ def main(argv: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     try:
-        main()
+        with lib.interrupts.keyboard_interrupts():
+            main()
     except KeyboardInterrupt:
         print("\nfigures.py: interrupted; figures and results that were finished are whole", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(lib.interrupts.CTRL_C)
