@@ -1,4 +1,4 @@
-"""Three small networks, trained for seconds until some of their neurons have collapsed: the pictures of your_network.md.
+"""Three small networks, trained for seconds until some of their neurons collapse: the pictures of your_network.md.
 
   python subnetworks.py measure --model experiments.examples:cnn --input 3,16,16 --picture figures/example_cnn.png
   python subnetworks.py measure --model experiments.examples:transformer --input 1,7:int --picture P.png
