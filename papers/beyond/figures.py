@@ -348,6 +348,6 @@ FIGURES = {
     "beyond_extraction": Figure(draw_extraction, needs=("beyond_extract",)),
     "beyond_exponent": Figure(draw_exponent, needs=("beyond_exponent",)),
     "beyond_vanishing": Figure(draw_vanishing, needs=("beyond_vanishing",)),
-    "beyond_edge": Figure(draw_edge, needs=("beyond_windows", "beyond_switch")),
+    "beyond_edge": Figure(draw_edge, needs=("beyond_windows_mlp", "beyond_switch_mlp")),
     "beyond_causes": Figure(draw_causes, needs=("beyond_causes",)),
 }
