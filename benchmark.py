@@ -12,6 +12,7 @@
             its training steps alone; floor: the updates of the parameters
   networks  how many of torchvision's classifiers, and where they are installed of timm's and transformers'
             networks, are followed, followed whole, and extracted exactly; beside it torch-pruning
+  tasks     the same of torchvision's networks for segmentation, videos and detection
   exponent  a step of SGD with the exponents of 100 pairs, in steps without, by the size of the maps
   report    seconds of a ResNet-50's and a VGG-19's groups, report without the rank, and with it
 
@@ -37,7 +38,7 @@ import toy_models
 from experiments import curvature as exact
 from experiments import literal
 from experiments.chaotic_training import Pruning, keep_mask
-from experiments.networks import networks
+from experiments.networks import networks, tasks
 from experiments.timing import compare
 from experiments.timing_exponent import exponent_cost
 from experiments.timing_report import report_cost
@@ -195,6 +196,7 @@ EXPERIMENTS = {
     "metric": of_processor(metric),
     "cgd": of_processor(cgd),
     "networks": networks,
+    "tasks": tasks,
     "exponent": exponent_cost,
     "report": report_cost,
     "sparse": of_processor(sparse),
@@ -205,4 +207,5 @@ if __name__ == "__main__":
     quick = {name: {"rounds": 1} for name in experiments}
     quick["report"]["networks"] = ("resnet18",)
     quick["networks"] = {"names": ("resnet18", "mobilenet_v2", "LlamaForCausalLM")}
+    quick["tasks"] = {"names": ("lraspp_mobilenet_v3_large",)}
     run_script(__doc__, experiments, quick, prefix="benchmark_")

@@ -221,22 +221,21 @@ def missing_commands(names: list[str], there: list[str]) -> dict:
     return commands
 
 
-def judge_seeds(folder: Path, quick: bool) -> dict:
-    """{name of a folder of other seeds beside the results: its table}."""
+def judge_seeds(folder: Path, quick: bool, chosen: list[str]) -> dict:
+    """{name of a folder of other seeds beside the results: its table}, of the claims that belong to these figures."""
     from papers import claim, registry
 
     tables = {}
     for one in sorted(folder.glob("seed*")):
         if one.is_dir():
             loaded = load(one, set(known_results(one)), quick)
-            tables[one.name] = claim.judge(registry.CLAIMS, loaded.readings, quick)
+            tables[one.name] = claim.judge(registry.CLAIMS, loaded.readings, quick, chosen)
     return tables
 
 
-def write_pages(table: list[dict], drawn: list[str], loaded: Loaded, places: Places, quick: bool) -> None:
+def write_pages(table: list[dict], seeds: dict, drawn: list[str], loaded: Loaded, places: Places) -> None:
     from papers import pages, registry
 
-    seeds = judge_seeds(places.results, quick)
     figures = {name: registry.FIGURES[name] for name in drawn}
     beside = "." if places.docs == places.figures else "../figures"
     pages.write_whole(places.figures / "claims.json", json.dumps(table, indent=1) + "\n")
@@ -287,9 +286,11 @@ def main(argv: list[str] | None = None) -> None:
         plots.plt.close(figure)
         drawn.append(name)
 
-    table = claim.judge(registry.CLAIMS, loaded.readings, args.quick, chosen)
+    own = claim.judge(registry.CLAIMS, loaded.readings, args.quick, chosen)
+    other_seeds = judge_seeds(places.results, args.quick, chosen)
+    table = claim.weigh_seeds(own, other_seeds)
     if not args.names and not loaded.damaged:
-        write_pages(table, drawn, loaded, places, args.quick)
+        write_pages(table, {"seed 0": own, **other_seeds}, drawn, loaded, places)
     missing = missing_commands(chosen, there) if run_all else {}
     seconds = time.perf_counter() - start
     say(*pages.ending(table, drawn, places.figures, missing, places.docs / "claims.md", seconds))

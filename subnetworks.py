@@ -91,9 +91,7 @@ OPTIONS = {
         "help": "measure, extract: shape of one example (3,224,224), or of a batch of tokens (1,128:int)",
     },
     "run": {"help": "measure: a run directory of vgg_cifar10.py or resnet_cifar100.py, in place of --model"},
-    "picture": {
-        "help": "measure: the picture's file (default: figures/your_network.png); wild: figures/beyond_wild.png"
-    },
+    "picture": {"help": "measure: the picture's file (default: figures/your_network.png)"},
     "save": {"help": "extract --model: file for the smaller network (default: small.pt)"},
     "runs": {"nargs": "+", "help": "extract: folders with run directories (default: runs/vgg_cifar10)"},
     "vanishing": {"type": float, "help": "norm, relative to the largest, below which a neuron has vanished (0.1)"},
@@ -170,7 +168,7 @@ QUICK = {
         "steps": 4,
         "replicas": (2, 1),
     },
-    "wild": {"inputs": 2, "picture": str(ROOT / "figures" / "quick" / "beyond_wild.png")},
+    "wild": {"inputs": 2},
 }
 for name in EXPERIMENTS.keys() - QUICK.keys():
     QUICK[name] = QUICK[name.partition("_")[0]]

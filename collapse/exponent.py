@@ -11,6 +11,7 @@ are channels of one small network, and one Hessian-vector product of its s moves
 import contextlib
 import inspect
 import io
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +31,7 @@ from collapse.neurons import NeuronGroup, Slot, neuron_groups
 from collapse.trace import mode_of, unwrapped
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+PLAIN = (bool, int, float, str)
 RESHAPES = ("flatten", "view", "reshape", "squeeze")
 
 
@@ -111,41 +113,93 @@ def as_trained(model: nn.Module) -> contextlib.AbstractContextManager:
     return mode_of(model, training=True)
 
 
-def symbolic(model: nn.Module) -> fx.GraphModule:
-    """torch.fx's view of a network in its present mode, optional arguments of its forward at their defaults."""
-    arguments = list(inspect.signature(model.forward).parameters.values())
-    defaults = {one.name: one.default for one in arguments[1:] if one.default is not one.empty}
+class Part(NamedTuple):
+    """A module that holds all layers of a group and runs once, and what it was called with."""
+
+    name: str
+    module: nn.Module
+    arguments: dict[str, object]  # of its forward, by name
+
+
+def common_start(paths: list[list[str]]) -> list[str]:
+    """The folders that all paths begin with."""
+    start = []
+    for names in zip(*paths, strict=False):
+        if len(set(names)) > 1:
+            break
+        start.append(names[0])
+    return start
+
+
+def smallest_part(model: nn.Module, group: NeuronGroup, example: Tensor) -> Part:
+    """The smallest part of the network that a group runs in: what is around it may be written as it likes."""
+    common = common_start([slot.name.split(".")[:-1] for slot in group.slots])
+    names = [".".join(common[:length]) for length in range(len(common), -1, -1)]
+    calls = {name: [] for name in names}
+
+    def keeps(name: str):
+        def hook(module, args, kwargs):
+            calls[name].append((args, kwargs))
+
+        return hook
+
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            hook = model.get_submodule(name).register_forward_pre_hook(keeps(name), with_kwargs=True)
+            stack.callback(hook.remove)
+        stack.enter_context(mode_of(model, training=False))  # the pass changes no running statistics
+        stack.enter_context(torch.no_grad())
+        model(example)
+    name = next(name for name in names if len(calls[name]) == 1)  # "" is the network itself, which has run once
+    module = model.get_submodule(name)
+    args, kwargs = calls[name][0]
+    bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return Part(name, module, dict(bound.arguments))
+
+
+def symbolic(part: Part) -> fx.GraphModule:
+    """torch.fx's view of a part in its present mode, for the values of the arguments that are no tensors.
+
+    Nodes that call a module have its name in the network as "layer" in their meta.
+    """
+    plain = {name: value for name, value in part.arguments.items() if value is None or isinstance(value, PLAIN)}
     try:
-        return fx.symbolic_trace(model, defaults)
+        traced = fx.symbolic_trace(part.module, plain)
     except Exception as error:  # whatever the network's code raises
-        mode = "training" if model.training else "eval"
+        mode = "training" if part.module.training else "eval"
         why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CollapseError(f"torch.fx can't trace {type(model).__name__} in {mode} mode: {why}") from None
+        place = type(part.module).__name__ + (f" ({part.name})" if part.name else "")
+        raise CollapseError(f"torch.fx can't trace {place} in {mode} mode, as collapse_exponent must: {why}") from None
+    for node in traced.graph.nodes:
+        if node.op == "call_module":
+            node.meta["layer"] = f"{part.name}.{node.target}".lstrip(".")
+    return traced
 
 
-def graph_of(model: nn.Module, example: Tensor) -> fx.Graph:
-    """The graph of the network in eval mode; nodes that compute a tensor have its shape in their meta."""
-    with mode_of(model, training=False), torch.no_grad():  # eval: the pass changes no running statistics
-        traced = symbolic(model)
+def graph_of(model: nn.Module, part: Part) -> fx.Graph:
+    """The graph of a part in eval mode; nodes that compute a tensor have its shape in their meta."""
+    with mode_of(model, training=False), torch.no_grad():
+        traced = symbolic(part)
         with contextlib.redirect_stderr(io.StringIO()):  # on trouble ShapeProp prints a traceback
             try:
-                ShapeProp(traced).propagate(example)
+                ShapeProp(traced).propagate(*part.arguments.values())
             except Exception as error:
                 why = (str(error).splitlines() or [type(error).__name__])[0]
-                raise CollapseError(f"torch.fx can't run {type(model).__name__}: {why}") from None
+                raise CollapseError(f"torch.fx can't run {type(part.module).__name__}: {why}") from None
     return traced.graph
 
 
 def layer_of(node: fx.Node) -> str | None:
     """The name of the module that a node calls."""
-    return node.target if node.op == "call_module" else None
+    return node.meta.get("layer")
 
 
 def node_kind(node: fx.Node, modules: dict[str, nn.Module]) -> str:
     """What a node does, one name for module, function and method: MaxPool2d, max_pool2d -> maxpool2d."""
     target = node.target
     if node.op == "call_module":
-        target = type(modules[node.target])
+        target = type(modules[layer_of(node)])
     name = target if isinstance(target, str) else target.__name__
     return name.lower().replace("_", "")
 
@@ -160,7 +214,7 @@ def check_slots(group: NeuronGroup, graph: fx.Graph) -> None:
         raise CollapseError(f"collapse_exponent can't follow {group.coupled}")
     if group.kind != "neuron":
         refuse(group.name, f"{group.kind} neurons of an attention")
-    calls = [node.target for node in graph.nodes if node.op == "call_module"]
+    calls = [layer_of(node) for node in graph.nodes if node.op == "call_module"]
     twice = names_of(group.producers) & names_of(group.consumers)
     for slot in (*group.producers, *group.norms, *group.consumers):
         module = slot.module
@@ -198,10 +252,15 @@ def channel_nodes(model: nn.Module, group: NeuronGroup, example: Tensor) -> list
     Raises CollapseError, naming the layer, where a neuron's channel is not its own.
     """
     modules = dict(model.named_modules())
-    graph = graph_of(model, example)
+    part = smallest_part(model, group, example)
+    graph = graph_of(model, part)
     check_slots(group, graph)
     tensors = {node.name for node in graph.nodes if hasattr(node.meta.get("tensor_meta"), "shape")}
     nodes = nodes_of_group(graph, group, tensors)
+    reached = {layer_of(node) for node in nodes}
+    for slot in (*group.norms, *group.consumers):
+        if slot.name not in reached:
+            refuse(slot.name, "torch.fx sees no way to it from the layers that make its neurons")
     for node in nodes:
         name = layer_of(node) or node.name
         kind = node_kind(node, modules)
@@ -216,7 +275,7 @@ def channel_nodes(model: nn.Module, group: NeuronGroup, example: Tensor) -> list
         for slot in group.norms:
             if isinstance(slot.module, _BatchNorm) and not slot.module.training:
                 refuse(slot.name, "its statistics are frozen (eval mode)")
-        in_training = nodes_of_group(symbolic(model).graph, group, tensors)
+        in_training = nodes_of_group(symbolic(part).graph, group, tensors)
     if [str(node.format_node()) for node in in_training] != [str(node.format_node()) for node in nodes]:
         refuse(group.name, "its neurons run otherwise in training mode (a functional dropout?)")
     return nodes
@@ -628,57 +687,93 @@ def collapse_exponent(
     Raises CollapseError, naming the layer, for groups it can't follow or that the optimizer doesn't train whole, sets
     that aren't invariant, optimizers other than SGD, batches that can't be used and chunks that a batch norm would see.
     """
+    check_options(blocks, chunk)
     check_optimizer(optimizer)
+    settings = current_settings(optimizer)
+    model = unwrapped(model)
+    batches = iter(batches)
+    first = next(batches, None)
+    if first is None:
+        raise CollapseError("collapse_exponent needs at least one batch")
+    example = check_batch(first, 0)[0][:2]
+    check_chunks(model, chunk)
+    groups = named_groups(model, example, sets)
+    with as_trained(model), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")  # torch's own jvp calls it
+        all_sets = [group_sets(model, groups[name], index, example, settings) for name, index in sets.items()]
+        batches = itertools.chain([first], batches)
+        history = follow_batches(model, all_sets, batches, optimizer, loss, frozen, chunk)
+    return averages(history, blocks)
+
+
+def check_options(blocks: int, chunk: int | None) -> None:
     if blocks < 1:
         raise CollapseError(f"collapse_exponent needs at least 1 block, not blocks={blocks}")
     if chunk is not None and chunk < 1:
         raise CollapseError(f"collapse_exponent needs at least 1 example a chunk, not chunk={chunk}")
-    settings = current_settings(optimizer)
-    model = unwrapped(model)
-    batches = iter(batches)
-    batch = next(batches, None)
-    if batch is None:
-        raise CollapseError("collapse_exponent needs at least one batch")
-    example = check_batch(batch, 0)[0][:2]
+
+
+def check_chunks(model: nn.Module, chunk: int | None) -> None:
+    """Raises CollapseError where a batch norm would see a chunk instead of its batch."""
     coupled = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
     if chunk and coupled:
         raise CollapseError(f"collapse_exponent can't take batches in chunks: {coupled[0]} couples their examples")
+
+
+def named_groups(model: nn.Module, example: Tensor, sets: dict[str, Tensor]) -> dict[str, NeuronGroup]:
+    """The network's groups by name; raises CollapseError for sets of a group that there isn't, and for none at all."""
     groups = {group.name: group for group in neuron_groups(model, example)}
     unknown = sorted(sets.keys() - groups.keys())
     if unknown or not sets:
         raise CollapseError(f"no group of neurons {', '.join(unknown)}; there are {', '.join(groups)}")
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    return groups
+
+
+@contextlib.contextmanager
+def statistics_kept(model: nn.Module, always: bool):
+    """Running statistics, which a batch in training mode moves, are put back: `always`, or where it fails."""
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        if always or failed:
+            for name, buffer in model.named_buffers():
+                buffer.copy_(before[name])
+
+
+def follow_batches(
+    model: nn.Module,
+    all_sets: list[GroupSets],
+    batches: Iterable,
+    optimizer: torch.optim.SGD,
+    loss: Callable,
+    frozen: bool,
+    chunk: int | None,
+) -> StepParts:
+    """What the step of each batch did to the distances to all sets: [steps, sets] each. Trains unless `frozen`."""
     taps = Taps()
+    states = [start_tangent(one, optimizer) for one in all_sets]
     steps = []
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")  # torch's own jvp calls it
-        stack.enter_context(as_trained(model))
-        all_sets = [group_sets(model, groups[name], index, example, settings) for name, index in sets.items()]
-        states = [start_tangent(one, optimizer) for one in all_sets]
-        stack.enter_context(taps.attached(all_sets))
-        try:
-            while batch is not None:
-                batch = check_batch(batch, len(steps))
-                settings = current_settings(optimizer)
-                optimizer.zero_grad()
-                products = run_batch(model, all_sets, states, batch, taps, loss, chunk, len(steps))
-                row = []
-                for k, one in enumerate(all_sets):
-                    log_distance = one.nearest().distance.norm(dim=1).log()
-                    sgd = entry_settings(one, settings, states[k].delta)
-                    states[k], parts = tangent_step(states[k], products[k], sgd, log_distance)
-                    row.append(torch.stack(parts))
-                steps.append(torch.cat(row, 1))
-                if not frozen:
-                    optimizer.step()
-                batch = next(batches, None)
-        finally:
-            if frozen or not steps:  # running statistics, which a batch in training mode moves
-                for name, buffer in model.named_buffers():
-                    buffer.copy_(buffers[name])
+    with taps.attached(all_sets):
+        for number, batch in enumerate(batches):
+            batch = check_batch(batch, number)
+            settings = current_settings(optimizer)
+            optimizer.zero_grad()
+            with statistics_kept(model, always=frozen):
+                products = run_batch(model, all_sets, states, batch, taps, loss, chunk, number)
+            row = []
+            for k, one in enumerate(all_sets):
+                log_distance = one.nearest().distance.norm(dim=1).log()
+                sgd = entry_settings(one, settings, states[k].delta)
+                states[k], parts = tangent_step(states[k], products[k], sgd, log_distance)
+                row.append(torch.stack(parts))
+            steps.append(torch.cat(row, 1))
+            if not frozen:
+                optimizer.step()
     history = torch.stack(steps, 1).double()
-    return averages(StepParts(*history), blocks)
+    return StepParts(*history)
 
 
 def averages(history: StepParts, blocks: int) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from collapse.errors import CollapseError
+from collapse.errors import CollapseError, RunError
 from collapse.metrics import check_thresholds, leaders
 from collapse.neurons import ROLES, NeuronGroup, Slot, neuron_groups
 from collapse.report import check_finite, constant_neurons, input_of, square_sizes
@@ -560,23 +560,30 @@ def add_to_bias(module: nn.Module, slot: Slot, says: Tensor) -> None:
 def check_same(whole: nn.Module, smaller: nn.Module, example) -> None:
     """Raises CollapseError unless two networks compute the same in eval mode, on the example and on inputs like it.
 
-    They don't where the network's code holds a size, or reads one off its tensors.
+    They don't where the network's code holds a size, or reads one off its tensors. Outputs without any numbers (a
+    detector that finds nothing) prove nothing: an error too.
     """
     place = type(whole).__name__
+    compared = 0
     for inputs in (example, like(example)):
         before = record(whole, inputs).outputs
         try:
             after = record(smaller, inputs).outputs
-        except CollapseError as error:
-            why = str(error).partition("doesn't take the example of shape ")[2] or str(error)
+        except RunError as error:
+            where = f" (in {error.layer})" if error.layer else ""
             raise CollapseError(
-                f"the smaller network doesn't run, a size is written into {place}'s code: {why}"
+                f"a size is written into {place}'s code{where}: the smaller network doesn't run, {error.why}"
             ) from None
         if len(before) != len(after):
             raise CollapseError(f"the smaller network is another function: {place}'s code uses the size of a layer")
         for one, other in zip(before, after, strict=True):
-            if one.is_floating_point() and not nearly_equal(one, other):
+            if not one.is_floating_point():
+                continue
+            if not nearly_equal(one, other):
                 raise CollapseError(f"the smaller network is another function: {place}'s code uses the size of a layer")
+            compared += one.numel()
+    if not compared:
+        raise CollapseError(f"{place} gives out no numbers on the example: what is extracted can't be checked")
 
 
 def nearly_equal(one: Tensor, other: Tensor) -> bool:

@@ -192,6 +192,7 @@ class Follower:
         self.derived = {}  # id of a tensor made of parameters alone -> the Operation that made it
         self.parameters = {id(parameter): parameter for parameter in model.parameters()}
         self.statistics = set()  # ids of running statistics
+        self.zeros = set()  # ids of tensors that hold zeros
         for module in model.modules():
             if "running_mean" in module._buffers:
                 vectors = {id(b): b for b in module._buffers.values() if b is not None and b.ndim}
@@ -347,6 +348,7 @@ class Follower:
         outputs = tensors_in(operation.output)
         if any(id(tensor) in self.dependent for tensor in inputs):
             self.dependent.update(id(tensor) for tensor in outputs)
+        self.note_zeros(operation, inputs, outputs)
         if operation.name in CREATORS:
             return
         followed = [tensor for tensor in inputs if self.is_followed(tensor)]
@@ -356,6 +358,15 @@ class Follower:
             self.derived.update((id(tensor), operation) for tensor in outputs if id(tensor) not in self.computed)
         else:
             self.apply(operation)
+
+    def note_zeros(self, operation: Operation, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+        """Tensors that hold zeros, until something else than `index_put` uses them, which might write into them."""
+        made = operation.name in ("zeros", "zeros_like", "new_zeros", "zero_")
+        passed_on = operation.name == "detach" and id(inputs[0]) in self.zeros
+        if operation.name != "index_put_":
+            self.zeros.difference_update(id(tensor) for tensor in inputs)
+        if made or passed_on:
+            self.zeros.update(id(tensor) for tensor in outputs)
 
     def makes_a_parameter(self, operation: Operation, inputs: list[Tensor], followed: list[Tensor]) -> bool:
         """Whether what comes out is made of parameters (and constants), and no layer is applied to a constant."""
@@ -663,6 +674,40 @@ def spatial(follower: Follower, operation: Operation) -> None:
     small = kernel(state.labels)
     for output in tensors_in(operation.output)[:1]:
         follower.put(output, small.expand(output.shape), state.normed)
+
+
+def regions(follower: Follower, operation: Operation) -> None:
+    """Regions of an image, resized: x [images, neurons, height, width] -> [regions, neurons, ...]."""
+    state = follower.state(operation.args[0])
+    if state is None or axes_that_vary(state.labels) - {1}:
+        raise Unknown(f"{operation.name} over its neurons")
+    follower.put(operation.output, kernel(state.labels).expand(operation.output.shape), state.normed)
+
+
+def put_at_places(follower: Follower, operation: Operation) -> None:
+    """x[places] = values, the places on axes that no neurons lie on: x has the neurons of both."""
+    target, indices, values = operation.args[:3]
+    if values.numel() == 0:
+        return
+    state = follower.state(values)
+    if state is None or values.ndim != target.ndim:
+        raise Unknown(f"{operation.name} of neurons and data")
+    indexed = {axis for axis, index in enumerate(indices) if index is not None}
+    lists = all(index is None or index.ndim == 1 for index in indices)
+    if indexed & axes_that_vary(state.labels) or not lists:
+        raise Unknown(f"{operation.name} picks neurons")
+    labels = kernel(state.labels).expand(target.shape)
+    normed = state.normed
+    before = follower.state(target)
+    if before is None and id(target) not in follower.zeros:
+        raise Unknown("it is written into a part of another tensor")
+    if before is not None:
+        follower.names.join(labels, before.labels)
+        labels = follower.names.find(labels)
+        normed = normed and before.normed
+    follower.put(operation.output, labels, normed)
+    if in_place(operation):
+        follower.put(target, labels, normed)
 
 
 # ======================================================================================
@@ -1101,6 +1146,9 @@ RULES = {
     "constant_pad_nd": padded,
     "convolution": convolution,
     "embedding": embedding,
+    "index_put": put_at_places,
+    "roi_align": regions,
+    "roi_pool": regions,
 }
 
 RULES_BY_PART = {

@@ -98,8 +98,9 @@ def normalized_distances(vectors: Tensor) -> Tensor:
 # collapsed, whose rows are about orthogonal, a tenth of the columns decides. Pairs that stay in doubt are
 # measured directly in float64, as the literal loop over pairs would.
 
-ROWS = 512  # of a block of pairs: its matrices stay in the cache
+ROWS = 256  # of a block of pairs: its matrices stay in the cache
 COLUMNS = 512  # of a chunk; also bounds the rounding, which grows with it
+SQUARE_ROWS = 128  # of a copy in float64: larger ones leave the cache, and cost more than the sums
 FEW = 128  # pairs in doubt of a block that are cheaper to measure directly than to go on with all
 
 
@@ -114,8 +115,10 @@ def _chunk_squares(vectors: Tensor) -> Tensor:
     """[n, d] -> [n, chunks] of float64: the squared norm of each row in each chunk of `COLUMNS` columns."""
     chunks = []
     for columns in vectors.split(COLUMNS, 1):
-        # In small blocks: a copy of the whole in float64 would take longer than the sums.
-        blocks = [block.double().square().sum(1) for block in columns.split(ROWS)]
+        blocks = []
+        for block in columns.split(SQUARE_ROWS):
+            precise = block.to(torch.float64, copy=True)
+            blocks.append(precise.mul_(precise).sum(1))
         chunks.append(torch.cat(blocks))
     return torch.stack(chunks, 1)
 
@@ -182,18 +185,17 @@ def _first_neighbors(vectors: Tensor, squares: Tensor, redundant: float, part: T
         if part is not None:
             may_follow &= part[block, None] == part[None, before]
         sums = (totals[block, None] + totals[None, before]).to(dtype)
-        products = torch.zeros_like(sums)
+        needed = (2 - redundant) / 4 * sums  # of a product, to be near
+        products = torch.zeros_like(sums).masked_fill_(~may_follow, -math.inf)
         for k, columns in enumerate(vectors.split(COLUMNS, 1)):
-            products += columns[block].to(dtype) @ columns[before].to(dtype).T
-            to_come = rests[block, k + 1, None] * rests[None, before, k + 1]
+            products.addmm_(columns[block].to(dtype), columns[before].to(dtype).T)
             # Each entry of a chunk's product is off by at most COLUMNS roundings, each sum of chunks by one more, the
             # comparison by a few: all relative to |a| |b|, which is at most half of `sums`.
             rounding = (COLUMNS + k + 16) * torch.finfo(dtype).eps
-            bound = (2 - redundant) / 4
-            surely = (products - to_come > (bound + rounding) * sums) & may_follow
-            maybe = (products + to_come > (bound - rounding) * sums) & may_follow
-            first = _first_true(surely, own[block])
-            doubtful = maybe & ~surely & (own[None, before] < first[:, None])
+            doubt = torch.addr(sums, rests[block, k + 1], rests[before, k + 1], beta=rounding)  # with what is to come
+            excess = products - needed
+            first = _first_true(excess > doubt, own[block])
+            doubtful = (excess > -doubt) & (own[None, before] < first[:, None])
             if doubtful.sum() <= FEW:
                 break
         # Each row's first doubtful neighbour is measured; where it isn't near, the next one.

@@ -79,7 +79,6 @@ def measure(group: NeuronGroup, vectors: Tensor, vanishing: float, redundant: fl
     norms = group.importance()
     if incoming_mask:
         norms = torch.linalg.vector_norm(group.incoming(), dim=1, dtype=torch.float64)
-    vectors = group.vectors()
     part = group.part.to(vectors.device) if bool(group.part.any()) else None
     vanished, independent = count(vectors, vanishing, redundant, norms, part, f"{group.name}: vectors")
     return {

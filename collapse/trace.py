@@ -15,7 +15,7 @@ from torch.nn.modules import module as module_hooks
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from collapse.errors import CollapseError
+from collapse.errors import CollapseError, RunError
 
 
 class Operation(NamedTuple):
@@ -216,9 +216,10 @@ def record(model: nn.Module, example) -> Recording:
         except Exception as error:
             why = (str(error).splitlines() or [""])[0] or type(error).__name__
             shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors_in(example))
-            where = f" (in {recorder.stack[-1]})" if recorder.stack[-1] else ""
+            layer = recorder.stack[-1]
+            where = f" (in {layer})" if layer else ""
             words = f"{type(model).__name__} doesn't take the example of shape {shapes}{where}: {why}"
-            raise CollapseError(words) from None
+            raise RunError(words, layer, why) from None
         for name, module in model.named_modules():
             for attribute in computed_weights(module):
                 computed[id(getattr(module, attribute))] = (name, attribute)

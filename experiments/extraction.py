@@ -7,11 +7,11 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -32,6 +32,12 @@ def small_mlp() -> nn.Sequential:
     return nn.Sequential(nn.Linear(40, 64), nn.Tanh(), nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 10))
 
 
+def torchvision_model(name: str) -> nn.Module:
+    import torchvision  # here, because it takes seconds to import
+
+    return getattr(torchvision.models, name)()
+
+
 class Known(NamedTuple):
     """A network to plant collapse in, and the shape of its examples."""
 
@@ -42,8 +48,8 @@ class Known(NamedTuple):
 KNOWN = {
     "MLP": Known(small_mlp, (40,)),
     "VGG-16": Known(vgg16, (3, 32, 32)),
-    "vgg11_bn": Known(torchvision.models.vgg11_bn, (3, 32, 32)),
-    "resnet18": Known(torchvision.models.resnet18, (3, 64, 64)),
+    "vgg11_bn": Known(partial(torchvision_model, "vgg11_bn"), (3, 32, 32)),
+    "resnet18": Known(partial(torchvision_model, "resnet18"), (3, 64, 64)),
 }
 
 

@@ -8,13 +8,15 @@ import importlib
 import signal
 import time
 import warnings
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
 from collapse import CollapseError, NeuronGroup, extract_subnetwork, neuron_groups
-from collapse.extract import why_left_whole
+from collapse.extract import in_float64, why_left_whole
 from collapse.trace import call, tensors_in
 
 WIDE_IMAGES = ("vit", "maxvit", "deit", "swin", "mixer", "resmlp")  # take 224 x 224 images alone
@@ -100,6 +102,32 @@ def torchvision_network(name: str) -> tuple[nn.Module, object]:
     return getattr(torchvision.models, name)(weights=None, **options), images_for(name)
 
 
+# Of torchvision, beside classifiers: segmentation, videos, detection (which gives out all it finds, however unsure)
+TASKS = {
+    "fcn_resnet50": {"weights_backbone": None},
+    "deeplabv3_mobilenet_v3_large": {"weights_backbone": None},
+    "lraspp_mobilenet_v3_large": {"weights_backbone": None},
+    "r3d_18": {},
+    "s3d": {},
+    "fasterrcnn_mobilenet_v3_large_320_fpn": {"weights_backbone": None, "box_score_thresh": 0.0},
+}
+
+
+DETECTORS = ("fasterrcnn",)  # compared in float64: of boxes that score alike they pick others with another rounding
+
+
+def task_network(name: str) -> tuple[nn.Module, object]:
+    """A network of torchvision that is no classifier of images, with random weights, and an example."""
+    model = torchvision.models.get_model(name, weights=None, **TASKS[name])
+    if name == "r3d_18":
+        return model, torch.randn(1, 3, 4, 32, 32)
+    if name == "s3d":  # smaller videos have nothing left for its last pooling
+        return model, torch.randn(1, 3, 16, 224, 224)
+    if name.startswith("fasterrcnn"):
+        return model, ([torch.rand(3, 64, 64)],)
+    return model, torch.randn(1, 3, 64, 64)
+
+
 def timm_network(name: str) -> tuple[nn.Module, object]:
     timm = importlib.import_module("timm")
     return timm.create_model(name, pretrained=False), images_for(name)
@@ -115,10 +143,19 @@ def transformers_network(name: str) -> tuple[nn.Module, object]:
     return model, torch.randint(90, (2, 12))
 
 
+class Source(NamedTuple):
+    """Networks of one kind."""
+
+    package: str
+    names: Callable[[], list[str]]
+    make: Callable[[str], tuple[nn.Module, object]]  # (network, example)
+
+
 SOURCES = {
-    "torchvision": (torchvision_names, torchvision_network),
-    "timm": (lambda: TIMM, timm_network),
-    "transformers": (lambda: list(TRANSFORMERS), transformers_network),
+    "torchvision": Source("torchvision", torchvision_names, torchvision_network),
+    "tasks": Source("torchvision", lambda: list(TASKS), task_network),
+    "timm": Source("timm", lambda: TIMM, timm_network),
+    "transformers": Source("transformers", lambda: list(TRANSFORMERS), transformers_network),
 }
 
 
@@ -175,14 +212,14 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def ours(model: nn.Module, example) -> dict:
-    """Follow the network, plant collapse in it (it is changed), extract it, compare."""
+def ours(model: nn.Module, example, precise: bool = False) -> dict:
+    """Follow the network, plant collapse in it (it is changed), extract it, compare; `precise`: in float64."""
     start = time.process_time()
     groups = neuron_groups(model, example)
     row = {"seconds": time.process_time() - start, "groups": len(groups), "covered": groups.covered}
     row |= {"whole": groups.whole, "skipped": [list(entry) for entry in groups.skipped[:5]]}
     row["planted"] = plant(groups)
-    before = outputs(model, example)
+    before = outputs(*in_float64(model, example)) if precise else outputs(model, example)
     start = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -190,7 +227,8 @@ def ours(model: nn.Module, example) -> dict:
     row["extract_seconds"] = time.process_time() - start
     row["removed"] = sum(entry["width"] - entry["kept"] for entry in smaller.extraction)
     row["left"] = [[entry["name"], entry["left"]] for entry in smaller.extraction if entry["left"]][:5]
-    row["change"] = relative_change(before, outputs(smaller, example))
+    after = outputs(*in_float64(smaller, example)) if precise else outputs(smaller, example)
+    row["change"] = relative_change(before, after)
     row["parameters"] = [count_parameters(model), count_parameters(smaller)]
     return row
 
@@ -252,14 +290,15 @@ def networks(
 ) -> dict:
     """Each network followed and extracted with planted collapse; torch-pruning on the same where it is installed.
 
+    `sources`: of torchvision classifiers of images, and networks for other tasks; timm; transformers.
     `names`: these alone. Times are of the processor. `limit`: seconds for torch-pruning, per network.
     """
     rows = []
     print(HEADER)
     for source in sources:
-        list_names, make = SOURCES[source]
+        package, list_names, make = SOURCES[source]
         with contextlib.suppress(ImportError):
-            importlib.import_module(source)
+            importlib.import_module(package)
             chosen = [name for name in list_names() if not names or name in names]
             for name in chosen:
                 rows.append(one_network(source, name, make, limit, seed))
@@ -269,13 +308,18 @@ def networks(
     return {"networks": rows}
 
 
+def tasks(names: tuple = (), limit: float = 60.0, seed: int = 0, device: str | torch.device = "cpu") -> dict:
+    """`networks` on torchvision's networks for segmentation, videos and detection."""
+    return networks(("tasks",), names, limit, seed, device)
+
+
 def one_network(source: str, name: str, make, limit: float, seed: int) -> dict:
     torch.manual_seed(seed)
     model, example = make(name)
     as_after_training(model.eval())
     row = {"source": source, "name": name, "ours": None, "failure": None}
     try:
-        row["ours"] = ours(model, example)
+        row["ours"] = ours(model, example, precise=name.startswith(DETECTORS))
     except CollapseError as error:
         row["failure"] = str(error)
     row["torch_pruning"] = torch_prunings(model, example, limit)

@@ -5,8 +5,6 @@ vgg16, densenet100       ours: the reference code has neither
 """
 
 from torch import nn
-from torchvision.models import densenet
-from torchvision.models.vgg import make_layers
 
 import core
 
@@ -48,6 +46,8 @@ def add_head(model: nn.Sequential, channels: int, classes: int) -> nn.Module:
 
 def vgg16(classes: int, width: int = 64) -> nn.Module:
     """VGG-16's 13 convolutions with batch norm and ReLU, average-pooled, one linear layer; ours."""
+    from torchvision.models.vgg import make_layers  # here, because it takes seconds to import
+
     stages = ([width] * 2, [2 * width] * 2, [4 * width] * 3, [8 * width] * 3, [8 * width] * 3)
     model = nn.Sequential()
     channels = 3
@@ -66,6 +66,8 @@ def densenet100(classes: int, width: int = 64) -> nn.Module:
 
     The paper names DenseNet-100-12; neither its code nor its settings are published.
     """
+    from torchvision.models import densenet
+
     growth = max(2, 12 * width // 64)
     layers = 16
     channels = 2 * growth

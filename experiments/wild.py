@@ -20,13 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from collapse import CollapseError, collapse_report, extract_subnetwork, neuron_groups, plots
+from collapse import CollapseError, collapse_report, extract_subnetwork, neuron_groups
 from experiments.checkpoints import read_checkpoint, read_safetensors
 from experiments.extraction import count_parameters
-from lib.results import ROOT
 from lib.settings import Count
 
-PICTURE = ROOT / "figures" / "beyond_wild.png"
 # (vanishing, redundant). Exact: neurons a thousandth away from their sets, so that what they add, of second order in
 # the distance, is about float32's rounding
 PAPER = (0.1, 0.1)
@@ -290,7 +288,7 @@ def missing_packages(shipped: Shipped) -> list[str]:
     return [package.replace("_", "-") for package in shipped.packages if folder_of(package) is None]
 
 
-def wild(inputs: Count = 16, picture: str | None = None, seed: int = 0, device: str | torch.device = "cpu") -> dict:
+def wild(inputs: Count = 16, seed: int = 0, device: str | torch.device = "cpu") -> dict:
     """How far trained networks that packages ship have collapsed, and what extraction at the paper's thresholds and at
     zero change leaves of them, on so many inputs like theirs. Nothing is installed: see the module's docstring.
     """
@@ -307,29 +305,7 @@ def wild(inputs: Count = 16, picture: str | None = None, seed: int = 0, device: 
     if not rows:
         print("wild: none of the packages is installed, nothing was measured")
         return None
-    draw_shares(rows, PICTURE if picture is None else Path(picture))
     return {"networks": rows}
-
-
-COLLAPSED = {"vanishing": ("1.0", "...."), "redundant": ("0.7", "////"), "constant": ("0.35", None)}
-
-
-def draw_shares(rows: list[dict], path: Path) -> None:
-    """Of each network the share of its neurons that has collapsed, in percent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure = plots.new_figure(plots.height_for(len(rows)))
-    axes = figure.subplots()
-    left = [0.0] * len(rows)
-    for key, (color, hatch) in COLLAPSED.items():
-        shares = [100 * row[key] / row["width"] for row in rows]
-        label = plots.TITLES.get(key, key)
-        axes.barh(range(len(rows)), shares, 0.7, left, color=color, hatch=hatch, edgecolor="0.2", label=label)
-        left = [start + share for start, share in zip(left, shares, strict=True)]
-    plots.label_layers(axes, [f"{row['name']}, {row['width']:,} neurons" for row in rows])
-    axes.set_xlim(0, 1.05 * max(max(left), 0.1))
-    axes.set_xlabel("collapsed neurons, % (a constant one may be redundant too)", fontsize=plots.FONT)
-    axes.legend(fontsize=plots.FONT, frameon=False, loc="lower right")
-    plots.save(figure, path)
 
 
 def line_of(row: dict) -> str:

@@ -275,11 +275,11 @@ def synthetic_dataset(training: int = 4096, test: int = 1024, classes: int = 10,
     patterns = nn.functional.interpolate(coarse, size=32, mode="bicubic", align_corners=False)
     labels = torch.arange(training + test) % classes
     shifts = torch.randint(-8, 9, (training + test, 2), generator=generator)
-    grid = torch.arange(32)
-    rows = (grid - shifts[:, :1]) % 32
-    columns = (grid - shifts[:, 1:]) % 32
-    shifted = patterns[labels[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    clean = 128 + 25 * shifted.permute(0, 3, 1, 2)
-    noisy = clean + 50 * torch.randn(clean.shape, generator=generator)
-    images = noisy.round().clamp(0, 255).to(torch.uint8).contiguous()
+    clean = 128 + 25 * patterns
+    around = nn.functional.pad(clean, (8, 8, 8, 8), mode="circular")
+    windows = around.unfold(2, 32, 1).unfold(3, 32, 1)  # [class, channel, row and column of a corner, 32, 32]
+    shifted = windows[labels, :, 8 - shifts[:, 0], 8 - shifts[:, 1]]
+    noise = torch.randn(shifted.shape, generator=generator)
+    noisy = noise.mul_(50).add_(shifted)
+    images = noisy.round_().clamp_(0, 255).to(torch.uint8)
     return Dataset(images[:training], labels[:training], images[training:], labels[training:], "generated")

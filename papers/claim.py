@@ -14,8 +14,9 @@
     check       an identity of the mathematics, or a cost: it tells that the code is right, and is no finding
 
 Verdicts: True, False; "not resolved", raised on purpose as NotResolved(reason), or because an expected or a measured
-number is NaN; "not run", where results or parts of them aren't there yet; "quick", from small settings. An exception
-of the code is never a verdict: it is raised again, naming the claim.
+number is NaN, or because what holds with seed 0 fails with another; "not run", where results or parts of them aren't
+there yet; "quick", from small settings. An exception of the code is never a verdict: it is raised again, naming the
+claim.
 """
 
 import dataclasses
@@ -184,6 +185,25 @@ def verdict_of(one: Claim, needs: tuple[str, ...], readings: dict, quick: bool) 
     if quick and verdict["holds"] != "not run":
         verdict["holds"] = "quick"
     return verdict
+
+
+def weigh_seeds(table: list[dict], others: dict) -> list[dict]:
+    """The table, where no claim holds that fails with other seeds: it isn't resolved then.
+
+    others: {name of the other seeds: the same claims judged with them}. A claim that fails here stays failed.
+    """
+    failing: dict[str, list] = {}
+    for name, rows in others.items():
+        for row in rows:
+            if row["holds"] is False:
+                failing.setdefault(row["id"], []).append(name)
+    weighed = []
+    for row in table:
+        if row["holds"] is True and row["id"] in failing:
+            reason = f"holds with seed 0, fails with {' and '.join(failing[row['id']])}"
+            row = row | {"holds": "not resolved", "reason": reason}
+        weighed.append(row)
+    return weighed
 
 
 def weigh(outcome: Outcome) -> dict:

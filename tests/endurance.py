@@ -4,17 +4,22 @@
     python -m tests.endurance kill_two bad_input these parts
     python -m tests.endurance --report           only count what was tried so far
 
-Each trial starts a script as a user does, disturbs it, starts the same command again, and compares what it leaves with
-an undisturbed training, to the bit. What was tried is kept in runs/endurance; the same command goes on where it was.
+Each trial starts a script, disturbs it, starts the same command again, and compares what it leaves with an undisturbed
+training, to the bit. One process is forked from a server that has imported torch, which saves most of its time;
+torchrun and shells start commands as a user does. What was tried is kept in runs/endurance; the same command goes on
+where it was.
 The counts go to results/endurance.json and docs/endurance.md. This is no part of the test suite: it takes long, and
 what it finds depends on chance. Linux only: it finds the ranks of torchrun in /proc.
 """
 
 import argparse
+import collections
 import contextlib
 import json
+import multiprocessing
 import os
 import random
+import runpy
 import shlex
 import shutil
 import signal
@@ -26,6 +31,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from lib.results import environment, write_atomically, write_json
@@ -38,10 +44,11 @@ KEPT = ROOT / "runs" / "endurance"
 RESULT = ROOT / "results" / "endurance.json"
 PAGE = ROOT / "docs" / "endurance.md"
 
-STEPS = 80
+STEPS = 40
 EVALUATIONS = 10
-TRAINING = ["vgg_cifar10.py", "lr", "--quick", "--learning-rate", "0.02", "--batch-size", "16", "--steps", str(STEPS),
-            "--eval-every", str(STEPS // EVALUATIONS), "--precision", "float32", "--device", "cpu"]  # fmt: skip
+TRAINING = ["vgg_cifar10.py", "lr", "--quick", "--dataset", "tiny", "--learning-rate", "0.02", "--batch-size", "8",
+            "--steps", str(STEPS), "--eval-every", str(STEPS // EVALUATIONS), "--precision", "float32",
+            "--device", "cpu"]  # fmt: skip
 PATIENCE = 900  # seconds until a command counts as hanging
 HITS_PER_RUN = 5  # signals that one training gets
 
@@ -68,26 +75,93 @@ def launcher(ranks: int, *options: str) -> list[str]:
 
 
 def places(folder: Path) -> list[str]:
-    """The options that keep what a script writes in `folder`."""
-    return ["--out", str(folder / "results"), "--runs", str(folder / "runs")]
+    """The options that name where the data are, and keep what a script writes in `folder`."""
+    return ["--data", str(KEPT), "--out", str(folder / "results"), "--runs", str(folder / "runs")]
+
+
+def write_data() -> None:
+    """The data set `tiny`: 64 random images to train on and 16 to test."""
+    chance = np.random.default_rng(0)
+    arrays = {}
+    for split, number in (("train", 64), ("test", 16)):
+        arrays[f"{split}_images"] = chance.integers(256, size=(number, 32, 32, 3), dtype=np.uint8)
+        arrays[f"{split}_labels"] = np.arange(number) % 4
+    np.savez(KEPT / "tiny.npz", **arrays)
 
 
 def training(folder: Path, ranks: int = 1) -> list[str]:
     return [*launcher(ranks), *TRAINING, *places(folder)]
 
 
-def start(command: list[str], folder: Path) -> subprocess.Popen:
+SERVER = multiprocessing.get_context("forkserver")
+PRELOADED = ["core", "torchvision", "torch._dynamo", "papers.registry", "tests.processes", "tests.bad_inputs"]
+SERVER.set_forkserver_preload(PRELOADED)
+
+
+def start_server() -> None:
+    """Wait until the server is there, so that the first training to be timed doesn't."""
+    process = SERVER.Process(target=int)
+    process.start()
+    process.join()
+
+
+def run_script(words: list[str], said: Path) -> None:
+    """In a process of its own: run a script with its options; what it says goes into the file `said`."""
+    descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    sys.argv = words
+    runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+
+
+class Forked:
+    """A script in a process forked from the server: what subprocess.Popen offers, as far as it is used here."""
+
+    def __init__(self, words: list[str], said: Path):
+        self.process = SERVER.Process(target=run_script, args=(words, said))
+        self.process.start()
+        self.pid = self.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self.process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired("a script", timeout)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+
+Started = subprocess.Popen | Forked
+
+
+def start(command: list[str], folder: Path) -> Started:
     """Start a command; what it says goes into said.txt of `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "said.txt", "w", encoding="utf-8") as said:
-        return subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said)
+    said = folder / "said.txt"
+    is_script = command[0] == sys.executable and command[1].endswith(".py")
+    if is_script:
+        return Forked(command[1:], said)
+    with open(said, "w", encoding="utf-8") as file:
+        return subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file)
 
 
 def said(folder: Path) -> str:
     return (folder / "said.txt").read_text(encoding="utf-8", errors="replace")
 
 
-def end_of(process: subprocess.Popen) -> int:
+def end_of(process: Started) -> int:
     """Wait for a process; its exit code. One that hangs is killed, and lost."""
     try:
         return process.wait(PATIENCE)
@@ -129,7 +203,7 @@ def children(pid: int) -> list[int]:
         return []
 
 
-def kill_all(process: subprocess.Popen) -> None:
+def kill_all(process: Started) -> None:
     """A process and the ranks it has started, as when the machine loses its power."""
     for pid in [process.pid, *children(process.pid)]:
         with contextlib.suppress(ProcessLookupError):
@@ -137,7 +211,7 @@ def kill_all(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def terminate(process: subprocess.Popen) -> None:
+def terminate(process: Started) -> None:
     process.terminate()
     end_of(process)
 
@@ -194,7 +268,7 @@ def copy_of_undisturbed(folder: Path) -> Path:
     return run_folder
 
 
-def wait_for_log(folder: Path, process: subprocess.Popen, lines: int) -> None:
+def wait_for_log(folder: Path, process: Started, lines: int) -> None:
     """Wait until a training has logged so many evaluations."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
@@ -282,9 +356,10 @@ def busy_machine():
 
 def torchrun_start(number: int, folder: Path) -> Outcome:
     """Two ranks meet, train two steps and write a result, on a busy machine."""
-    options = ["--quick", "--learning-rate", "0.02", "--steps", "2", "--device", "cpu", *places(folder)]
+    command = training(folder, ranks=2)
+    command[command.index(str(STEPS))] = "2"
     with busy_machine():
-        code = run([*launcher(2), "vgg_cifar10.py", "lr", *options], folder)
+        code = run(command, folder)
     if code != 0:
         shutil.copy(folder / "said.txt", KEPT / f"failed_start_{number}.txt")
         raise Lost(f"exit code {code}; what it said is kept in failed_start_{number}.txt")
@@ -564,7 +639,8 @@ def try_part(name: str) -> None:
             outcome = part.trial(number, folder)
         except Lost as problem:
             outcome = Outcome(1, str(problem).replace(str(ROOT), "."))
-        record = outcome._asdict() | {"trial": number, "seconds": round(time.monotonic() - began, 1)}
+        seconds = round(time.monotonic() - began, 1)
+        record = outcome._asdict() | {"trial": number, "seconds": seconds, "commit": commit()}
         with open(KEPT / f"{name}.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         if outcome.lost:
@@ -572,6 +648,12 @@ def try_part(name: str) -> None:
         else:
             shutil.rmtree(folder, ignore_errors=True)
         report()
+
+
+def commit() -> str:
+    """The commit that is checked out."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 def report() -> None:
@@ -584,6 +666,7 @@ def report() -> None:
         rows.append({"part": name, "what": part.what, "survival": part.survival, "tried": tried,
                      "survived": tried - len(lost), "lost": lost})  # fmt: skip
     seconds = sum(record["seconds"] for name in PARTS for record in trials_so_far(name))
+    commits = collections.Counter(record["commit"] for name in PARTS for record in trials_so_far(name))
     settings = {"training": shlex.join(["python", *TRAINING]), "hits_per_run": HITS_PER_RUN}
     result = {
         "experiment": "endurance",
@@ -591,6 +674,7 @@ def report() -> None:
         "command": "python -m tests.endurance",
         "settings": settings,
         "environment": environment("cpu", seconds),
+        "commits": commits,
         "parts": rows,
     }
     PAGE.parent.mkdir(exist_ok=True)
@@ -604,7 +688,7 @@ def page(result: dict) -> str:
         "# Tried, survived, lost",
         "",
         "What the world does to a training, done to a real one by `python -m tests.endurance` and counted",
-        "(this page and results/endurance.json are written by it). The training:",
+        "(this page and results/endurance.json are written by it). The training, on a few random images:",
         "",
         f"    {result['settings']['training']}",
         "",
@@ -616,6 +700,8 @@ def page(result: dict) -> str:
         lines.append(f"| {row['what']} | {row['survival']} | {numbers} |")
     about = result["environment"]
     lines += ["", f"torch {about['torch']}, {about['machine']}, {about['seconds'] / 3600:.1f} hours in all."]
+    commits = [f"{name} ({trials} trials)" for name, trials in result["commits"].items()]
+    lines += ["", f"On these commits: {', '.join(commits)}."]
     lines += ["", "Found by it, and mended since:", "", *(f"- {fault}" for fault in FOUND)]
     losses = [f"- {row['what']}, {loss}" for row in result["parts"] for loss in row["lost"]]
     if losses:
@@ -634,6 +720,8 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     KEPT.mkdir(parents=True, exist_ok=True)
     if not options.report:
+        write_data()
+        start_server()
         for name in options.parts or PARTS:
             try_part(name)
     report()

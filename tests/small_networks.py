@@ -5,6 +5,7 @@ import math
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.ops import roi_align
 
 from collapse.extract import why_left_whole
 
@@ -277,6 +278,25 @@ class Windows(nn.Module):
         return self.head(torch.tanh(self.merge(x)).mean((1, 2)))
 
 
+class Regions(nn.Module):
+    """A detector's way: regions of two sizes of maps, resized, put at their places among all regions."""
+
+    def __init__(self):
+        super().__init__()
+        self.fine, self.coarse = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.hidden, self.head = nn.Linear(32, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        fine = F.gelu(self.fine(x))
+        coarse = F.gelu(self.coarse(F.max_pool2d(fine, 2)))
+        boxes = torch.tensor([[0.0, 1, 1, 5, 5], [1, 0, 2, 7, 7], [2, 3, 3, 6, 6], [0, 0, 0, 8, 8]]).to(x)
+        is_small = torch.tensor([True, False, True, False])
+        found = torch.zeros((4, fine.shape[1], 2, 2), dtype=x.dtype)
+        found[is_small.nonzero()[:, 0]] = roi_align(fine, boxes[is_small], 2)
+        found[(~is_small).nonzero()[:, 0]] = roi_align(coarse, boxes[~is_small], 2, 0.5)
+        return self.head(torch.tanh(self.hidden(found.flatten(1))))
+
+
 class OwnLinear(nn.Linear):
     """A subclass with a forward of its own."""
 
@@ -341,6 +361,7 @@ KINDS = {
     ),
     "rotary": (Rotary, tokens, [("neuron", 8), ("value", 8), ("neuron", 12)]),
     "windows": (Windows, images, [("neuron", 8), ("query-key", 8), ("value", 8), ("neuron", 6)]),
+    "regions": (Regions, images, [("neuron", 8), ("neuron", 6)]),
     "written": (Written, lambda: (torch.randn(3, 10), torch.randn(3, 4)), [("neuron", 8), ("neuron", 6)]),
 }
 

@@ -136,8 +136,18 @@ def test_without_results_nothing_is_judged_and_quick_ones_decide_nothing(reading
     assert {row["holds"] for row in claim.judge(registry.CLAIMS, some, quick=True)} == {"quick", "not run"}
 
 
+def test_what_fails_with_another_seed_is_not_resolved():
+    own = [{"id": name, "holds": holds, "reason": ""} for name, holds in (("a", True), ("b", True), ("c", False))]
+    there = [{"id": name, "holds": holds} for name, holds in (("a", False), ("b", "not resolved"), ("c", True))]
+    weighed = claim.weigh_seeds(own, {"seed1": there, "seed1000": there})
+    assert [row["holds"] for row in weighed] == ["not resolved", True, False]
+    assert weighed[0]["reason"] == "holds with seed 0, fails with seed1 and seed1000"
+    assert claim.weigh_seeds(own, {}) == own
+
+
 def test_the_committed_table_follows_from_the_committed_results(readings):
-    table = claim.judge(registry.CLAIMS, readings)
+    others = figures.judge_seeds(ROOT / "results", quick=False, chosen=list(registry.FIGURES))
+    table = claim.weigh_seeds(claim.judge(registry.CLAIMS, readings), others)
     assert json.loads((ROOT / "figures" / "claims.json").read_text(encoding="utf-8")) == table
     assert {row["holds"] for row in table if row["kind"] == "check"} <= {True, "not run"}
     assert len({row["id"] for row in table}) == len(table)

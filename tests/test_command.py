@@ -193,22 +193,22 @@ def test_printing_never_stops_the_work(tmp_path):
         assert name == "full" or (folder / "quick" / "quartic.json").exists()
 
 
+@pytest.fixture
+def as_in_a_script():
+    """Ctrl-C as lib.interrupts sets it up where a script starts; processes started here don't ignore it."""
+    before = signal.signal(signal.SIGINT, interrupts.leave_at_once)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGINT") or os.name == "nt", reason="needs signals")
-def test_ctrl_c_during_the_imports_leaves_no_traceback(tmp_path):
+def test_ctrl_c_during_the_imports_leaves_no_traceback(tmp_path, as_in_a_script):
     (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     for script in SCRIPTS:
         if script == "figures":  # imports no torch
             continue
         stopped = run_command(f"{script}.py", PYTHONPATH=str(tmp_path))
         assert stopped.returncode == 130 and not stopped.stdout and not stopped.stderr
-
-
-@pytest.fixture
-def as_in_a_script():
-    """Ctrl-C as lib.interrupts sets it up where a script starts."""
-    before = signal.signal(signal.SIGINT, interrupts.leave_at_once)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def test_ctrl_c_raises_only_where_it_is_caught(tmp_path, as_in_a_script):

@@ -14,7 +14,9 @@ import pytest
 
 import figures
 from papers import pages, registry
-from tests.processes import ROOT, run_command
+from papers.beyond.readings import read_wild
+from papers.result import load_result
+from tests.processes import ROOT, run_script
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
@@ -168,7 +170,7 @@ def test_the_readmes_commands_run_in_quick_form(tmp_path):
         if (script, *options) in done:
             continue
         done.add((script, *options))
-        ran = run_command(script, *options, "--quick", "--out", tmp_path, *places.get(script, []))
+        ran = run_script(ROOT / script, *options, "--quick", "--out", tmp_path, *places.get(script, []))
         assert ran.returncode == 0, (words, ran.stderr)
     assert {script for script, *_ in done} == {"toy_models.py", "figures.py", "vgg_cifar10.py"}
     assert (tmp_path / "figures" / "quick" / "fig2_neuron.png").exists()
@@ -193,7 +195,8 @@ def test_python_blocks_run(tmp_path):
     found = []
     for page in WRITTEN:
         found += [(page.name, number, block) for number, block in enumerate(blocks(page, "python"), 1)]
-    ran = run_command("-c", RUN_EACH.format(blocks=found), cwd=tmp_path)
+    (tmp_path / "run_each.py").write_text(RUN_EACH.format(blocks=found), encoding="utf-8")
+    ran = run_script("run_each.py", cwd=tmp_path)
     assert ran.returncode == 0, ran.stdout[-200:] + ran.stderr
     assert len(found) > 5
 
@@ -205,6 +208,22 @@ def changed(text: str, diff: str) -> str:
     new = "".join(f"{line[1:]}\n" for line in lines if line[:1] in " +")
     assert text.count(old) == 1, f"these lines are there {text.count(old)} times:\n{old}"
     return text.replace(old, new)
+
+
+TRAIN_RESNET34 = ["resnet34_cifar100.py", *"lr --quick --steps 4 --eval-every 4 --learning-rate 0.1".split()]
+TRAIN_RESNET34 += ["--optimizer", "nesterov"]
+
+CHECK_AND_DRAW = """
+import torchvision
+
+import figures
+from lib.data import DOWNLOADS
+from papers import registry
+
+getattr(torchvision.datasets, DOWNLOADS["kmnist"].kind)
+assert "highest-rate-learns" in {one.name for claims in registry.CLAIMS for one in claims}
+figures.main(["accuracy", "fig4_independent", "--quick"])
+"""
 
 
 def test_the_six_changes_work_as_written(tmp_path):
@@ -222,24 +241,13 @@ def test_the_six_changes_work_as_written(tmp_path):
         first, _, code = block.partition("\n")
         (tmp_path / first.removeprefix("# file: ")).write_text(code, encoding="utf-8")
 
-    train = (
-        "import runpy, sys, torchvision; from lib.data import DOWNLOADS\n"
-        "getattr(torchvision.datasets, DOWNLOADS['kmnist'].kind)\n"
-        "sys.argv = 'resnet34_cifar100.py lr --quick --steps 8 --eval-every 4 --learning-rate 0.1'.split()\n"
-        "sys.argv += ['--optimizer', 'nesterov']\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')"
-    )
-    ran = run_command("-c", train, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    ran = run_script(*TRAIN_RESNET34, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     result = json.loads((tmp_path / "results" / "quick" / "resnet34_lr.json").read_text(encoding="utf-8"))
     assert result["settings"]["optimizer"] == "nesterov" and result["runs"][0]["log"][-1]["weight_norm"] > 0
 
-    draw = (
-        "import figures; from papers import registry\n"
-        "assert 'highest-rate-learns' in {one.name for claims in registry.CLAIMS for one in claims}\n"
-        "figures.main(['accuracy', 'fig4_independent', '--quick'])"
-    )
-    ran = run_command("-c", draw, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    (tmp_path / "check.py").write_text(CHECK_AND_DRAW, encoding="utf-8")
+    ran = run_script("check.py", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     drawn = {path.stem for path in (tmp_path / "figures" / "quick").glob("*.png")}
     assert drawn == {"accuracy", "fig4_independent"}
@@ -252,3 +260,14 @@ def test_every_claim_that_fails_is_named_on_a_page():
     claims = json.loads((ROOT / "figures" / "claims.json").read_text(encoding="utf-8"))
     failing = {row["id"].partition(":")[0] for row in claims if row["holds"] is False}
     assert failing and {name for name in failing if f"`{name}`" not in words} == set()
+
+
+def test_the_table_of_networks_in_use_is_their_result():
+    page = (ROOT / "docs" / "your_network.md").read_text(encoding="utf-8")
+    result = load_result(ROOT / "results" / "beyond_wild.json", quick=False)
+    for one in read_wild(result):
+        cells = [one.name, *(f"{count:,}" for count in (one.width, one.vanishing, one.redundant, one.constant))]
+        for cut in (one.paper, one.exact):
+            answers = "" if cut.same_answer is None else f" ({cut.same_answer:.0%})"
+            cells.append(f"{1 - one.removed(cut):.1%}, {cut.change:.2g}{answers}")
+        assert f"| {' | '.join(cells)} |" in page

@@ -168,6 +168,43 @@ def test_networks_as_people_write_them_are_followed(kind, make, loss):
 # ======================================================================================
 
 
+class Gate(nn.Module):
+    """The feed-forward layer of Llama: a product of two layers' neurons."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(6, 5), nn.Linear(6, 5), nn.Linear(5, 6)
+
+    def forward(self, x, scale=None):
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class Unrolled(nn.Module):
+    """A loop over a length that is read off the input, which torch.fx can't trace, around a block that it can."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.block, self.last = nn.Linear(4, 6), Gate(), nn.Linear(6, 3)
+
+    def forward(self, x):
+        states = self.first(x)
+        total = 0
+        for position in range(x.shape[1]):
+            total = total + states[:, position].square()
+        return self.last(self.block(states).mean(1) + total)
+
+
+@pytest.mark.parametrize("kind", ["pair", "neuron"])
+def test_a_block_is_followed_whatever_the_network_around_it_does(kind):
+    model = Unrolled().double()
+    batches = [(torch.randn(8, 3, 4, dtype=torch.float64), torch.randint(3, (8,))) for _ in range(12)]
+    sets = close_neurons(model, batches[0][0], kind)
+    only = {"block.gate": sets["block.gate"]}
+    check_against_sgd(model, only, sgd_of(model, decay=0.05), batches)
+    with pytest.raises(CollapseError, match=r"torch.fx can't trace Unrolled in eval mode, as .* must: "):
+        collapse_exponent(model, {"first": torch.tensor([[0, 1]])}, batches, sgd_of(model))
+
+
 def test_hessian_across_the_sets_against_the_dense_one():
     """At merged pairs: each block as autograd has it, no cross terms between pairs, and the map's spectral radius."""
     model = mlp(nn.GELU, 6).double()

@@ -307,6 +307,25 @@ def test_what_cannot_be_extracted_is_refused_by_name(model, shape, words):
         extract_subnetwork(model, x, 1e-6, 1e-6)
 
 
+def test_outputs_without_numbers_prove_nothing():
+    class Chosen(nn.Module):
+        """A detector that finds nothing."""
+
+        def __init__(self):
+            super().__init__()
+            self.layers = mlp()
+
+        def forward(self, x):
+            scores = self.layers(x)
+            return scores[scores.sum(1) > 1e6]
+
+    model = Chosen()
+    example = torch.randn(3, 10)
+    plant(neuron_groups(model, example))
+    with pytest.raises(CollapseError, match="gives out no numbers on the example"):
+        extract_subnetwork(model, example, 1e-6, 1e-6)
+
+
 def test_groups_that_a_norm_couples_are_left_whole_and_the_others_extracted():
     model, x = network("layer norm mlp")
     groups = neuron_groups(model, x)

@@ -71,7 +71,54 @@ def texts_of(figure):
     return [text for text in figure.findobj(plots.plt.Text) if text.get_text().strip() and text.get_visible()]
 
 
-def test_every_figure_is_as_wide_as_the_page_with_text_that_can_be_read(loaded):
+# Figure -> words of a title that states a finding: the claim that must hold for it
+FINDINGS = {
+    "fig1_quartic": {"the origin attracts": "quartic-threshold"},
+    "fig2_neuron": {"step at the threshold": "neuron-sharpening", "Growth turns to decay": "neuron-threshold"},
+    "fig3_pair": {"More learning rate": "pair-noise", "More label noise": "pair-noise"},
+    "fig5_teacher_student": {"the lower the test loss": "student-test", "are gone": "student-threshold"},
+    "fig5_minibatch": {"end at a lower": "minibatch-size"},
+    "chaos_pruning": {
+        "hardly learns": "chaotic-hurts:pruning",
+        "carry the loss": "positive-loss:pruning",
+        "Curvature stays far below": "negative-is-chaotic:pruning",
+    },
+    "chaos_delay": {
+        "The earlier pruning starts": "delay-ordering:delay",
+        "The later, the better": "delay-ordering:delay",
+    },
+    "chaos_divergence": {
+        "Chaotic directions part": "divergence-order:divergence",
+        "random walk": "divergence-fit:divergence",
+    },
+    "sparse_diagonal": {
+        "far lower": "diagonal-large-helps",
+        "the lower\nthe rank": "diagonal-rank",
+        "Without noise": "diagonal-gd",
+        "tuned to data set 0": "diagonal-divergence",
+    },
+    "sparse_surface": {"SGD ends at": "surface-published", "2-cycle": "surface-cycle"},
+    "sparse_regression": {"simpler functions": "regression-large", "height of the step": "regression-peak"},
+    "sparse_relu": {
+        "Two layers: large steps lower": "two-layers-large",
+        "They make features sparse": "two-layers-sparse",
+        "lower the rank": "three-layers-rank",
+        "and test better": "three-layers-test",
+    },
+    "beyond_extraction": {"a smaller network": "extraction-rate"},
+    "beyond_exponent": {"it is exact": "exponent-closed", "near the set": "exponent-near"},
+    "beyond_vanishing": {"lowest exponents": "vanishing-roc:beyond_vanishing"},
+    "beyond_causes": {"The less noise": "causes-noise:beyond_causes", "lower with decay": "causes-decay:beyond_causes"},
+}
+
+
+def titles_of(figure):
+    return [panel.get_title(loc="left") for panel in figure.axes]
+
+
+def test_every_figure_is_as_wide_as_the_page_can_be_read_and_states_only_what_holds(loaded):
+    claims = json.loads((ROOT / "figures" / "claims.json").read_text(encoding="utf-8"))
+    holds = {row["id"]: row["holds"] for row in claims}
     plots.use_style()
     for name in registry.FIGURES:
         figure = figures.draw(name, loaded, width=None)
@@ -80,6 +127,9 @@ def test_every_figure_is_as_wide_as_the_page_with_text_that_can_be_read(loaded):
         small = [text.get_text() for text in texts_of(figure) if text.get_fontsize() < 8]
         assert not small, (name, small)
         assert registry.FIGURES[name].draw.__doc__, name
+        for words, claim_id in FINDINGS.get(name, {}).items():
+            said = any(words in title for title in titles_of(figure))
+            assert said and holds[claim_id] is True, (name, words, claim_id)
         plots.plt.close(figure)
 
 
@@ -104,7 +154,7 @@ def narrower(name, **changes):
 def test_a_new_network_is_drawn_without_touching_the_figures(loaded):
     readings = {"resnet34_lr": narrower("resnet34_lr", model="resnet34", width=64)}
     figure = registry.FIGURES["fig4_independent"].draw(readings, None)
-    titles = [panel.get_title(loc="left") for panel in figure.axes]
+    titles = titles_of(figure)
     assert any("resnet34, CIFAR-10, width 64" in title for title in titles)
 
 
@@ -119,7 +169,7 @@ def test_the_widest_is_drawn_and_another_on_demand():
     shown = [one.name for one in deep_figures.chosen_sweeps(readings, 16)]
     assert shown == ["vgg_lr_width16", "vgg_lr_mnist_width16"]
     figure = registry.FIGURES["fig4_independent"].draw(readings, 16)
-    titles = [panel.get_title(loc="left") for panel in figure.axes]
+    titles = titles_of(figure)
     assert any(title.startswith("Controls") for title in titles) and any("MNIST, width 16" in title for title in titles)
 
 
@@ -225,7 +275,8 @@ def test_the_tally_is_put_between_its_marks_and_nowhere_else():
 
 def test_pages_say_what_failed_first_and_which_criteria_changed(loaded):
     table = claim.judge(registry.CLAIMS, loaded.readings)
-    page = pages.claims_page(table, {"seed1": [row | {"holds": False} for row in table if row["id"] == "pair-noise"]})
+    changed = [row | {"holds": False} for row in table if row["id"] == "pair-noise"]
+    page = pages.claims_page(table, {"seed 0": table, "seed1": changed})
     assert page.index("## What fails") < page.index("## Stochastic Collapse")
     assert "**Criterion changed after a result was seen:**" in page and "| pair-noise | yes | **no** |" in page
     numbers = pages.published_page(table, loaded.origins)
@@ -388,8 +439,8 @@ def test_quick_results_of_a_script_are_drawn(tmp_path, capsys):
     """What the experiments write today is what readings expect."""
     import sparse_features
 
-    settings = ["--quick", "--out", str(tmp_path), "--device", "cpu", "--seeds", "2"]
-    sparse_features.main(["diagonal", *settings, "--steps", "300"])
+    settings = ["--quick", "--out", str(tmp_path), "--device", "cpu", "--seeds", "1"]
+    sparse_features.main(["diagonal", *settings, "--steps", "300", "--set", "points=8", "surface_grid=20"])
     sparse_features.main(["regression", *settings, "--steps", "100"])
     names = ["sparse_diagonal", "sparse_regression"]
     figures.main([*names, "--quick", "--out", str(tmp_path), "--figures", str(tmp_path / "drawn")])

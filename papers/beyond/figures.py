@@ -1,8 +1,11 @@
 """Figures of subnetworks.py. Each draw function's docstring is the figure's caption."""
 
-import numpy as np
+import math
 
-from papers.beyond.readings import Causes, Exponents, Extraction, Switch, Window, fit_slopes
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from papers.beyond.readings import Causes, Exponents, Extraction, Shipped, Switch, Window, fit_slopes
 from papers.claim import standard_error
 from papers.plots import (
     BLUE,
@@ -10,7 +13,6 @@ from papers.plots import (
     Figure,
     canvas,
     legend_below,
-    legend_beside,
     legend_under,
     marker,
     shades,
@@ -48,9 +50,11 @@ def draw_extraction(extraction: Extraction):
         if key in ("accuracy", "tuned"):
             panel.axhline(0, color="k", lw=0.8)
             panel.set_xlabel("learning rate, below it label noise")
-    axes[0, 0].set_title("More noise, a smaller network inside")
-    axes[1, 0].set_title("At 0.1 hardly anything is lost")
-    axes[1, 1].set_title("Some steps make up for more")
+    axes[0, 0].set_title("More learning rate, a smaller network inside")
+    axes[0, 1].set_title("and a cheaper one")
+    changes = [abs(one.after["accuracy"] - one.before["accuracy"]) for one in rows if one.redundant == limits[0]]
+    axes[1, 0].set_title(f"At {limits[0]:g} the accuracy moves by at most {max(changes):.3f}")
+    axes[1, 1].set_title("The same after some fine-tuning of both")
     legend_below(figure, [axes[0, 0]], 3, "redundant below")
     return figure
 
@@ -115,7 +119,7 @@ def draw_slopes(axes, exponents: Exponents, measured: str, title: str) -> None:
     ends = np.quantile(np.concatenate([x, y]), [0.002, 0.998])
     axes.hexbin(x, y, gridsize=36, cmap="Greys", mincnt=1, bins="log", extent=(*ends, *ends))
     near = np.concatenate([run.now < 0.5 for run in exponents.runs])
-    axes.plot(x[near], y[near], ".", color=RED, ms=4, label="distance < 0.5")
+    axes.plot(x[near], y[near], "o", color=RED, ms=4, mec="w", mew=0.5, label="distance < 0.5")
     axes.plot(ends, ends, "k--", lw=0.8)
     lines = []
     for low, high in ((0, 0.5), (0.5, 1), (1, 4)):
@@ -141,7 +145,7 @@ def draw_roc(axes, exponents: Exponents, what: str) -> None:
     axes.set(
         xlabel="false positives",
         ylabel="true positives",
-        title=f"Who arrives: {arrived.sum()} of {len(arrived):,}\n{what}",
+        title=f"Who arrives:\n{arrived.sum()} of {len(arrived):,} {what}",
     )
     if not arrived.any() or arrived.all():
         return
@@ -183,6 +187,7 @@ def draw_arrivals(axes, exponents: Exponents, words: str) -> None:
                 run.steps, run.merged[:, k], color=color, marker=marker(moving.index(k)), ms=3.5, lw=1, label=label
             )
     thousands(axes.xaxis)
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set(xlabel="step", ylabel=words, ylim=(0, None), title="When they arrive\n(a line per seed)")
     if moving:
         legend_under(axes, columns=3)
@@ -213,9 +218,8 @@ def draw_vanishing(exponents: Exponents):
     first = exponents.runs[0]
     draw_arrivals(axes[0, 0], exponents, "vanished neurons")
     axes[0, 0].set_title(f"Label noise {first.label_noise:g}: who vanishes when")
-    legend = axes[0, 0].get_legend()
-    if legend:
-        legend_beside(axes[0, 0])
+    if axes[0, 0].get_legend():
+        legend_under(axes[0, 0], columns=4)
     for gone, color, fill, words in ((False, "0.6", "none", "stays"), (True, RED, RED, "vanishes")):
         sizes = np.concatenate([np.sqrt(run.now[run.free])[run.arrived == gone] for run in exponents.runs])
         rates = np.concatenate([run.predicted[run.free][run.arrived == gone] for run in exponents.runs])
@@ -223,15 +227,10 @@ def draw_vanishing(exponents: Exponents):
             sizes, rates, "o", ms=3, color=color, mfc=fill, label=f"{words} ({len(sizes):,})", zorder=2 + gone
         )
     axes[0, 1].axhline(0, color="k", lw=0.8)
-    axes[0, 1].set(
-        xlabel=f"norm at step {exponents.early:,} / largest of the layer",
-        ylabel="""exponent per 1,000
-    steps""",
-    )
+    axes[0, 1].set(xlabel=f"norm at step {exponents.early:,} / largest of the layer", ylabel="exponent per 1,000 steps")
     axes[0, 1].set_title("Those with the lowest exponents do")
-    axes[0, 1].legend(loc="lower right")
+    legend_under(axes[0, 1], columns=2)
     draw_roc(axes[1, 0], exponents, "neurons")
-    legend_beside(axes[1, 0])
     draw_parts(axes[1, 1], exponents)
     return figure
 
@@ -344,10 +343,98 @@ def draw_causes(causes: Causes):
     return figure
 
 
+# ======================================================================================
+# Networks that packages ship
+# ======================================================================================
+
+COLLAPSED = {"vanishing": ("vanished", "1.0", "...."), "redundant": ("redundant", "0.7", "////")}
+CONSTANT = ("constant", "0.35", None)
+
+
+def draw_wild(networks: list[Shipped]):
+    """Trained networks that packages ship. Left: the share of their neurons that has collapsed at the paper's
+    thresholds; a constant neuron says its offset alone, and may be redundant too, so it has a bar of its own. Right:
+    parameters that extraction takes out, at the paper's thresholds and only where a neuron lies on its set to a
+    thousandth; beside each bar by how much the outputs change, in standard deviations."""
+    figure, (axes,) = canvas(2, height=0.6 + 0.36 * len(networks), sharey=True)
+    places = np.arange(len(networks))
+    starts = np.zeros(len(networks))
+    for key, (label, color, hatch) in COLLAPSED.items():
+        shares = np.array([100 * getattr(one, key) / one.width for one in networks])
+        axes[0].barh(places - 0.18, shares, 0.34, starts, color=color, hatch=hatch, edgecolor="0.2", label=label)
+        starts = starts + shares
+    label, color, hatch = CONSTANT
+    constant = [100 * one.constant / one.width for one in networks]
+    axes[0].barh(places + 0.18, constant, 0.34, color=color, hatch=hatch, edgecolor="0.2", label=label)
+    axes[0].set_yticks(places, [f"{one.name}\n{one.width:,} neurons" for one in networks])
+    axes[0].invert_yaxis()
+    axes[0].set(xlabel="share of the neurons, %", title="Little has collapsed")
+    axes[0].legend(loc="lower right")
+    for shift, key, color, label in ((-0.18, "paper", "0.7", "paper's thresholds"), (0.18, "exact", "0.35", "exact")):
+        cuts = [getattr(one, key) for one in networks]
+        removed = [100 * one.removed(cut) for one, cut in zip(networks, cuts, strict=True)]
+        axes[1].barh(places + shift, removed, 0.34, color=color, edgecolor="0.2", label=label)
+        for place, share, cut in zip(places, removed, cuts, strict=True):
+            if share > 0:
+                axes[1].annotate(
+                    f"{cut.change:.1g}",
+                    (share, place + shift),
+                    xytext=(3, 0),
+                    textcoords="offset points",
+                    va="center",
+                )
+    axes[1].margins(x=0.15)
+    axes[1].set(
+        xlabel="parameters taken out, % (beside: change of the outputs)", title="Taking it out isn't always free"
+    )
+    axes[1].legend(loc="lower right")
+    return figure
+
+
+BY_LAYER = ("MTCNN O-Net", "EfficientNet-Lite1", "all-MiniLM-L6-v2")
+MOST_NAMES = 12  # of layers that fit beside a panel
+
+
+def draw_wild_layers(networks: list[Shipped]):
+    """Where trained networks that packages ship have collapsed: layer by layer, first above, the share of vanished
+    and redundant neurons at the paper's thresholds, and below it that of constant ones, which may be redundant too.
+    A small convolutional network, a large one, and a transformer (values, queries and keys, feed-forward neurons of
+    each block), in which nothing has."""
+    chosen = [one for one in networks if one.name in BY_LAYER]
+    if not chosen:
+        return None
+    figure, (axes,) = canvas(len(chosen), height=4.2)
+    for panel, network in zip(axes, chosen, strict=True):
+        places = np.arange(len(network.layers))
+        starts = np.zeros(len(places))
+        for key, (label, color, hatch) in COLLAPSED.items():
+            shares = np.array([100 * getattr(layer, key) / layer.width for layer in network.layers])
+            panel.barh(places - 0.2, shares, 0.4, starts, color=color, hatch=hatch, edgecolor="0.2", label=label)
+            starts = starts + shares
+        label, color, hatch = CONSTANT
+        constant = [100 * layer.constant / layer.width for layer in network.layers]
+        panel.barh(places + 0.2, constant, 0.4, color=color, hatch=hatch, edgecolor="0.2", label=label)
+        every = math.ceil(len(places) / MOST_NAMES)
+        panel.set_yticks(places[::every], [short_layer(layer.name) for layer in network.layers[::every]])
+        panel.invert_yaxis()
+        panel.set_xlim(0, max(1.0, 1.1 * panel.dataLim.x1))
+        panel.set(xlabel="share of the neurons, %", title=network.name)
+    legend_below(figure, [axes[0]], 3)
+    return figure
+
+
+def short_layer(name: str) -> str:
+    """Of a long path its end, which tells the layer's kind, and the block's number."""
+    short = name.replace("encoder.layers.", "").replace("_blocks.", "").replace("self_attn", "attention")
+    return short.lstrip("_")
+
+
 FIGURES = {
     "beyond_extraction": Figure(draw_extraction, needs=("beyond_extract",)),
     "beyond_exponent": Figure(draw_exponent, needs=("beyond_exponent",)),
     "beyond_vanishing": Figure(draw_vanishing, needs=("beyond_vanishing",)),
     "beyond_edge": Figure(draw_edge, needs=("beyond_windows_mlp", "beyond_switch_mlp")),
     "beyond_causes": Figure(draw_causes, needs=("beyond_causes",)),
+    "beyond_wild": Figure(draw_wild, needs=("beyond_wild",)),
+    "beyond_wild_layers": Figure(draw_wild_layers, needs=("beyond_wild",)),
 }

@@ -390,6 +390,75 @@ def read_switches(result: Result) -> list[Switch]:
     return [read_switch(record, going_on) for record in result.records("rows", least=1)]
 
 
+# ======================================================================================
+# Networks that packages ship
+# ======================================================================================
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """What extraction at one pair of thresholds made of a network."""
+
+    parameters: int  # that are left
+    change: float  # largest change of an output, in standard deviations of the outputs
+    same_answer: float | None  # share of the inputs with the same largest output; None: no classifier
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A group of neurons: how many there are, and how many have collapsed at the paper's thresholds."""
+
+    name: str
+    width: int
+    vanishing: int
+    redundant: int
+    constant: int  # they may be redundant too
+
+
+@dataclasses.dataclass(frozen=True)
+class Shipped:
+    """A trained network that a package ships. Vanished, redundant and independent neurons add up to `width`."""
+
+    name: str
+    width: int
+    vanishing: int
+    redundant: int
+    constant: int
+    parameters: int
+    paper: Cut
+    exact: Cut
+    layers: list  # of Layer, in the order they run
+
+    def removed(self, cut: Cut) -> float:
+        """Share of the parameters."""
+        return 1 - cut.parameters / self.parameters
+
+
+def read_cut(record: Result) -> Cut:
+    same = record.number("same_answer") if record.has("same_answer") else None
+    return Cut(int(record.number("parameters")), record.number("change"), same)
+
+
+def read_layer(record: Result) -> Layer:
+    counts = {key: int(record.number(key)) for key in ("width", "vanishing", "redundant", "constant")}
+    if counts["width"] < 1:
+        raise record.refuse(f"{record.place('width')}: a layer without neurons")
+    return Layer(record.text("name"), **counts)
+
+
+def read_wild(result: Result) -> list[Shipped]:
+    found = []
+    for row in result.records("networks", least=1):
+        counts = {key: int(row.number(key)) for key in ("width", "vanishing", "redundant", "constant", "parameters")}
+        if counts["width"] < 1 or counts["parameters"] < 1:
+            raise row.refuse(f"{row.place('width')}: a network without neurons")
+        paper = read_cut(row.record("paper"))
+        exact = read_cut(row.record("exact"))
+        layers = [read_layer(group) for group in row.records("groups", least=1)]
+        found.append(Shipped(row.text("name"), **counts, paper=paper, exact=exact, layers=layers))
+    return found
+
+
 BY_PATTERN = {
     r"beyond_extract(_\w+)?": read_extraction,
     r"beyond_windows(_\w+)?": read_windows,
@@ -397,6 +466,7 @@ BY_PATTERN = {
     r"beyond_exponent(_\w+)?": read_exponents,
     r"beyond_vanishing(_\w+)?": read_exponents,
     r"beyond_causes(_\w+)?": read_causes,
+    r"beyond_wild": read_wild,
 }
 
 
@@ -435,14 +505,27 @@ def fit_slopes(runs: list[Forecast], measured: str, low: float = 0.0, high: floa
     return Fit(len(x), float(np.corrcoef(x, y)[0, 1]), float((x @ y) / (x @ x)))
 
 
-def area(score: np.ndarray, arrived: np.ndarray, weights: np.ndarray) -> float:
+def ranks_of(score: np.ndarray) -> np.ndarray:
+    """Places of scores in ascending order, from 0; equal scores share one."""
+    _, ranks = np.unique(score, return_inverse=True)
+    return ranks
+
+
+def area(ranks: np.ndarray, arrived: np.ndarray, weights: np.ndarray) -> float:
     """Area under the ROC curve of weighted examples; ties count half."""
-    values, places = np.unique(score, return_inverse=True)
-    good = np.bincount(places, weights * arrived, len(values))
-    bad = np.bincount(places, weights * ~arrived, len(values))
+    good = np.bincount(ranks, weights * arrived)
+    bad = np.bincount(ranks, weights * ~arrived)
     below = np.cumsum(bad) - bad / 2
     total = good.sum() * bad.sum()
     return (good @ below) / total if total else np.nan
+
+
+def interval_of(samples: np.ndarray) -> tuple[float, float]:
+    """2.5 and 97.5 % of bootstrap samples; NaN where none has an area, because all sets arrived or none did."""
+    if np.isnan(samples).all():
+        return np.nan, np.nan
+    low, high = np.nanquantile(samples, [0.025, 0.975])
+    return float(low), float(high)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -454,13 +537,12 @@ class Areas:
 
     def interval(self, predictor: str) -> tuple[float, float]:
         """2.5 and 97.5 %."""
-        low, high = np.nanquantile(self.samples[predictor], [0.025, 0.975])
-        return float(low), float(high)
+        return interval_of(self.samples[predictor])
 
     def difference(self, first: str, second: str) -> tuple[float, float, float]:
         """First less second, and its 2.5 and 97.5 %: both areas come from the same bootstrap samples."""
-        low, high = np.nanquantile(self.samples[first] - self.samples[second], [0.025, 0.975])
-        return self.found[first] - self.found[second], float(low), float(high)
+        low, high = interval_of(self.samples[first] - self.samples[second])
+        return self.found[first] - self.found[second], low, high
 
 
 def neurons_of(run: Forecast) -> tuple[np.ndarray, int]:
@@ -477,8 +559,8 @@ def areas(runs: list[Forecast], samples: int = 1000) -> Areas:
     arrived = np.concatenate([run.arrived for run in runs])
     parts = [neurons_of(run) for run in runs]
     names = list(runs[0].scores())
-    scores = {name: np.concatenate([run.scores()[name] for run in runs]) for name in names}
-    found = {name: area(scores[name], arrived, np.ones(len(arrived))) for name in names}
+    ranks = {name: ranks_of(np.concatenate([run.scores()[name] for run in runs])) for name in names}
+    found = {name: area(ranks[name], arrived, np.ones(len(arrived))) for name in names}
     rows = {name: [] for name in names}
     for _ in range(samples):
         weights = []
@@ -486,5 +568,5 @@ def areas(runs: list[Forecast], samples: int = 1000) -> Areas:
             times = np.bincount(draw.integers(count, size=count), minlength=count)
             weights.append(times[places].prod(axis=1))
         for name in names:
-            rows[name].append(area(scores[name], arrived, np.concatenate(weights)))
+            rows[name].append(area(ranks[name], arrived, np.concatenate(weights)))
     return Areas(found, {name: np.array(row) for name, row in rows.items()})

@@ -18,6 +18,7 @@ from papers.chaotic_dynamics.readings import (
 )
 from papers.plots import (
     BLUE,
+    LINES,
     RED,
     WIDTH,
     Figure,
@@ -88,9 +89,9 @@ def draw_chance(axes, pruning: Pruning) -> None:
 
 
 def draw_pruning(readings: dict, width: int | None = None):
-    """Without the chaotic directions (negative curvature) training fails; without the positive ones the accuracy
-    survives, though not the loss. Mean over seeds, band: standard deviation. Kept: share of the squared gradient
-    that pruning leaves (SGD: would leave); dotted: what it would leave of a gradient of random direction.
+    """Without the chaotic directions (negative curvature) the network hardly learns; without the positive ones the
+    accuracy survives, though not the loss. Mean over seeds, band: standard deviation. Kept: share of the squared
+    gradient that pruning leaves (SGD: would leave); dotted: what it would leave of a gradient of random direction.
     Curvature: largest eigenvalue of the mini-batch Hessian, thin: the most negative one, sign changed; 2 / learning
     rate, above which positive curvature would be chaotic too, lies far above the axis. Other data sets, networks
     and settings are drawn below, accuracy only."""
@@ -118,12 +119,8 @@ def own_variants(pruning: Pruning) -> list[str]:
 
 def draw_accuracies(axes, pruning: Pruning) -> None:
     smooth = 5 if pruning.steps >= 5000 else 1
-    copied = [variant.same_as for variant in pruning.variants.values()]
     for name in own_variants(pruning):
-        label = look_of(name).label
-        if name in copied:
-            label = label.replace("chaotic", "chaotic = negative")
-        draw_band(axes, pruning, name, "accuracy", smooth, label)
+        draw_band(axes, pruning, name, "accuracy", smooth)
     draw_chance(axes, pruning)
     thousands(axes.xaxis)
     axes.set(ylim=(0, 1), xlabel="step", ylabel="training batch accuracy")
@@ -132,7 +129,7 @@ def draw_accuracies(axes, pruning: Pruning) -> None:
 def draw_main_pruning(axes, pruning: Pruning) -> None:
     smooth = 5 if pruning.steps >= 5000 else 1
     draw_accuracies(axes[0, 0], pruning)
-    axes[0, 0].set_title("Without the chaotic directions training fails")
+    axes[0, 0].set_title("Without the chaotic directions it hardly learns")
     for panel, key in ((axes[0, 1], "loss"), (axes[1, 0], "kept")):
         for name in own_variants(pruning):
             draw_band(panel, pruning, name, key, smooth, label="_")
@@ -179,11 +176,13 @@ def draw_delay(readings: dict, width: int | None = None):
         if as_published and name in published.ACCURACY:
             after = np.array(published.STEPS) > start
             steps, values = np.array(published.STEPS)[after], np.array(published.ACCURACY[name])[after]
+            left.plot(steps, values, color=look_of(name).color, ls=look_of(name).line, lw=0.6)
             mark_published(left, steps, values, "published" if name == "sgd" else None, look_of(name).color)
     draw_chance(left, delay)
     left.set(xlabel="step", ylabel="training batch accuracy", ylim=(0, 1))
     left.set_title(f"The earlier pruning starts, the more it hurts\n({delay.about})")
     below.set(xlabel="step", ylabel=r"kept share of $|g|^2$", ylim=(0, 1))
+    below.set_title("What pruning leaves of the gradient")
     draw_ends(above, delay, as_published)
     for panel in (left, above, below):
         thousands(panel.xaxis)
@@ -202,6 +201,7 @@ def draw_ends(axes, delay: Pruning, as_published: bool) -> None:
         paper = [published.LAST_EPOCH.get(name, np.nan) for name in names]
         mark_published(axes, starts, paper)
     axes.set(xlabel="first pruned step (last: SGD)", ylabel="accuracy, last epoch", ylim=(0, 1))
+    axes.set_title("The later, the better it ends")
 
 
 # ======================================================================================
@@ -280,13 +280,7 @@ def draw_fits(axes, divergence: Divergence, copies) -> None:
         model = divergence.perturbation**2 + a * copies.times + b * copies.times**2
         axes.plot(copies.times, squared, color=look.color, ls=look.line, label=f"R² {quality:.3f}")
         axes.plot(copies.times, model, "k:", lw=1.2)
-    axes.set(
-        xlabel="""step t""",
-        ylabel="""squared distance d²""",
-        yscale="""log""",
-        title="""A random walk and a drift
-        fit the whole run""",
-    )
+    axes.set(xlabel="step t", ylabel="squared distance d²", yscale="log", title="A random walk and a drift fit them")
     thousands(axes.xaxis)
     axes.legend(loc="upper left", bbox_to_anchor=(0.45, 0.75), ncols=1)
 
@@ -302,7 +296,7 @@ def draw_early(axes, divergence: Divergence, copies) -> None:
         early = copies.times <= copies.times[-1] / 6
         relative = copies.of_kind("max_chaos")[early] / divergence.perturbation
         axes.semilogy(copies.times[early], relative, color=RED)
-    axes.set(xlabel="step t", ylabel="d / perturbation", title="Straight would be exponential growth")
+    axes.set(xlabel="step t", ylabel="d / perturbation", title="Straight would be exponential")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
     thousands(axes.xaxis)
@@ -355,11 +349,18 @@ def draw_subspace(readings: dict, width: int | None = None):
 def draw_spectra(axes, spaces) -> None:
     share = spaces.ranks / max(spaces.ranks.max(), 1)
     for k, color in enumerate(shades(len(spaces.times))):
-        axes.plot(share, spaces.exponents[k], color=color, lw=1.2, label=f"{spaces.times[k]:,.0f} steps")
+        style = {"color": color, "ls": LINES[k % len(LINES)], "lw": 1.2}
+        axes.plot(share, spaces.exponents[k], **style, label=f"{spaces.times[k]:,.0f} steps")
     axes.axhline(0, color="0.5", lw=0.8)
     axes.set_yscale("symlog", linthresh=1e-6)
-    axes.set(xlabel="rank / number of parameters", ylabel="exponent per step", title="Lyapunov exponents")
+    axes.set(xlabel="rank / number of parameters", ylabel="exponent per step", title=title_of_spectra(spaces))
     axes.legend(loc="lower right")
+
+
+def title_of_spectra(spaces) -> str:
+    """The share of the directions that are called chaotic, at the first and at the last checkpoint."""
+    first, last = spaces.dimensions[[0, -1], 0] / max(spaces.ranks.max(), 1)
+    return f"Chaotic: {first:.1%} of the directions, later {last:.1%}"
 
 
 def draw_similarity(axes, subspace: Subspace, anchor: int) -> None:
@@ -376,9 +377,8 @@ def draw_similarity(axes, subspace: Subspace, anchor: int) -> None:
     axes.axhline(0, color="k", lw=0.8)
     axes.axvline(anchor, color="0.5", lw=0.8, ls=":")
     axes.set_xticks(places, [f"{time:,.0f}" for time in times])
-    axes.set(
-        xlabel="step", ylabel="similarity above chance", title=f"Subspaces of step {times[anchor]:,.0f} with those of"
-    )
+    axes.set(xlabel="step", ylabel="similarity above chance")
+    axes.set_title(f"Similarity to the subspaces of step {times[anchor]:,.0f}")
 
 
 def main_result(readings: dict, name: str):

@@ -131,13 +131,12 @@ def draw_sgd_curves(panels, diagonal: Diagonal) -> None:
         steps = np.array(list(published.DIAGONAL_RANK_CURVE)) / 1000
         mark_published(panels[2], steps, list(published.DIAGONAL_RANK_CURVE.values()))
         ends = [published.DIAGONAL_SMALL["test"], *published.DIAGONAL_TEST]
-        mark_published(panels[1], [99] * len(ends), ends, None)
+        looks = [THROUGHOUT["published small"], *DURATIONS.values()]
+        for k, (value, look) in enumerate(zip(ends, looks, strict=True)):
+            mark_published(panels[1], [99], [value], None if k else "published", look.color)
     for panel in panels:
         panel.set_xlabel("step / 1,000")
-    legend_under(panels[1], "step")
-    handles, labels = panels[2].get_legend_handles_labels()
-    if "published" in labels:
-        panels[2].legend(handles[-1:], labels[-1:], loc="upper right")
+    legend_under(panels[1], "step", columns=2)
 
 
 def draw_sgd_durations(panels, diagonal: Diagonal) -> None:
@@ -146,9 +145,9 @@ def draw_sgd_durations(panels, diagonal: Diagonal) -> None:
         draw_durations(panel, chosen(diagonal.sgd, "published"), name, "published", "SGD 0.282, as published")
         draw_durations(panel, chosen(diagonal.sgd, "clean"), name, "clean", "SGD 0.27, one divisor")
         draw_durations(panel, chosen(diagonal.sde, "constant", delta=0.04), name, "constant", "SDE, constant noise")
-    panels[0].set(ylabel="test loss at the end", yscale="log", title="Its order is not\nresolved as published")
+    panels[0].set(ylabel="test loss at the end", yscale="log", title="Test loss: no order\nas published")
     panels[1].set(ylabel="rank of the Jacobian", ylim=(0, 210), title="The longer, the lower\nthe rank")
-    panels[2].set(ylabel="|u v| above 1e-50", ylim=(0, 210), title="and the fewer entries\nare alive")
+    panels[2].set(ylabel="|u v| above 1e-50", ylim=(0, 210), title="and, as published, the\nfewer entries are alive")
     if is_published(diagonal):
         papers = (published.DIAGONAL_TEST, published.DIAGONAL_RANK, published.DIAGONAL_L0)
         for panel, values in zip(panels, papers, strict=True):
@@ -176,12 +175,17 @@ def draw_sde(axes, diagonal: Diagonal) -> None:
     rows = (
         (single(diagonal.sgd, "published small"), "SGD 0.25", Look("0.45", "--", "v")),
         (single(diagonal.sde, "true", gamma=0.25), "SDE 0.25, SGD's noise", Look("k", "-", "D")),
-        (single(diagonal.sgd, "published", decay=0.5), "SGD 0.282 until 50 %", Look("#1b4965", "--", "o")),
+        (single(diagonal.sgd, "published", decay=0.5), "SGD 0.282 until 50%", Look("#1b4965", "--", "o")),
         (chosen(diagonal.sde, "constant", delta=0.04)[-1], "SDE 0.282, constant", Look(BLUE, "-", "^")),
     )
     for group, words, look in rows:
         draw_curve(axes, diagonal.times / 1000, group, "test", words, look)
-    axes.set(ylabel="test loss", yscale="log", xlabel="step / 1,000", title="The effective SDE\nbeside SGD")
+    axes.set(
+        ylabel="test loss",
+        yscale="log",
+        xlabel="step / 1,000",
+        title="At large steps the SDE with\nSGD's noise isn't SGD",
+    )
     legend_under(axes)
 
 
@@ -207,8 +211,8 @@ def draw_surface(diagonal: Diagonal):
     draw_plane(left, diagonal, "train")
     draw_plane(middle, diagonal, "test")
     gone = np.isnan(diagonal.surface.ends["sgd"][0]).mean()
-    left.set_title("Training loss")
-    middle.set_title(f"Test loss\n({gone:.0%} of SGD's seeds diverge)")
+    left.set_title("SGD ends at the sparse solution\n(grey: training loss)")
+    middle.set_title(f"GD doesn't (grey: test loss)\n{gone:.0%} of SGD's seeds diverge")
     draw_cycle(right, diagonal)
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
@@ -224,7 +228,7 @@ def draw_plane(axes, diagonal: Diagonal, name: str) -> None:
     axes.plot(*surface.star, "w*", mec="k", ms=13, zorder=4, label="sparse solution")
     looks = {
         "flow": (Look("k", "-", ""), "gradient flow"),
-        "gd": (Look("#e9a03b", "--", "^"), "GD, step 3"),
+        "gd": (Look("#a85500", "--", "^"), "GD, step 3"),
         "sgd": (Look(RED, "-", "o"), "SGD, step 0.6"),
     }
     for kind, (look, words) in looks.items():
@@ -311,15 +315,21 @@ def draw_regression_ends(panels, regression: Regression) -> None:
     for panel, name in zip(panels, ("rank", "train"), strict=False):
         draw_durations(panel, chosen(regression.groups, "clean"), name, "clean", "peak 0.02")
         draw_durations(panel, chosen(regression.groups, "clean low"), name, "clean low", "peak 0.00023")
-    panels[0].set(ylabel="rank at the end", ylim=(0, None), title="It is the height of the step,\nnot its duration")
+    panels[0].set(
+        ylabel="rank at the end", ylim=(0, None), title="The height of the step matters,\nduration isn't resolved"
+    )
     panels[0].legend(loc="lower left", bbox_to_anchor=(0.05, 0.35))
-    panels[1].set(ylabel="training loss at the end", yscale="log", title="All these fit the points")
+    panels[1].set(ylabel="training loss at the end", yscale="log", title="How well these fit\nthe points")
     stuck = [np.mean(~(group.final["train"] < 0.05)) for group in regression.groups[:3]]
     names = [f"{group.peak:.2g}\nuntil {group.decay:.0%}" for group in regression.groups[:3]]
     colors = [look.color for look in THREE]
     panels[2].bar(range(3), stuck, 0.5, color=colors)
     panels[2].set_xticks(range(3), names)
-    panels[2].set(ylabel="share with loss over 0.05", ylim=(0, 1), title="Too large a step leaves\npoints unfitted")
+    panels[2].set(
+        ylabel="share with loss over 0.05",
+        ylim=(0, 1),
+        title="Seeds with points unfitted\n(0.02 or 0.025: not resolved)",
+    )
 
 
 # ======================================================================================
@@ -349,7 +359,7 @@ def draw_pointing(panels, relu: Relu) -> None:
     titles = {
         "start": "Neurons of a student at the start",
         "small": "after the small step, 0.13",
-        "edge": f"after {relu.edge[0]:.2g} until 50 %",
+        "edge": f"after {relu.edge[0]:.2g} until 50%",
     }
     teacher = relu.neurons["teacher"]
     for panel, (name, title) in zip(panels, titles.items(), strict=True):
@@ -389,8 +399,8 @@ def draw_two_layers(panels, relu: Relu) -> None:
     papers = (published.TWO_RANK, published.TWO_SPARSITY, published.TWO_TEST)
     titles = (
         "Two layers: large steps lower\nthe rank, duration hardly",
-        "They make features sparse",
-        "but don't test better",
+        "\nThey make features sparse",
+        "A lower test loss\nisn't resolved",
     )
     for panel, name, paper, title in zip(panels, ("rank", "sparsity_1", "test"), papers, titles, strict=True):
         groups = chosen(relu.two, "small", "published")
@@ -410,7 +420,11 @@ def draw_two_layers(panels, relu: Relu) -> None:
 def draw_three_layers(panels, relu: Relu) -> None:
     as_published = relu.settings["deep_steps"] == published.THREE_STEPS
     papers = (published.THREE_RANK, published.THREE_SPARSITY_2, published.THREE_TEST)
-    titles = ("Three layers: large steps\nlower the rank", "make the second layer sparse", "and test better")
+    titles = (
+        "Three layers: large steps\nlower the rank",
+        "\nmake the second layer sparse",
+        "\nand test better, as published",
+    )
     for panel, name, paper, title in zip(panels, ("rank", "sparsity_2", "test"), papers, titles, strict=True):
         groups = chosen(relu.three, "small", "published")
         labels = draw_seeds(panel, groups, name, FITTED["three"], paper if as_published else None, 0, "0.4")
@@ -450,19 +464,16 @@ def draw_deep(readings: dict, width: int | None = None):
         axes[0, 2].plot(range(blocks), run.sparsity[-1], **style)
         axes[1, 1].plot(run.steps, run.sparsity[:, blocks - 2], **style)
         axes[1, 2].plot(run.steps, run.sparsity[:, blocks - 1], **style)
-    panels["loss"].set(ylabel="training loss", yscale="log", title="The loss stays up\nuntil the step is cut")
-    panels["error"].set(ylabel="test error", ylim=(0, 1), title="Then the test error\nis lower")
-    axes[0, 2].set(
-        ylabel="active share at the end", ylim=(0, 1.02), title="Deep blocks get sparse,\nthe longer the more"
-    )
+    titles = titles_of_deep(first_seeds(deep))
+    panels["loss"].set(ylabel="training loss", yscale="log", title=titles.loss)
+    panels["error"].set(ylabel="test error", ylim=(0, 1), title=titles.error)
+    axes[0, 2].set(ylabel="active share at the end", ylim=(0, 1.02), title=titles.end)
     axes[1, 0].set_axis_off()
     about = deep.about.replace(", batch", ",\nbatch") + "\nlargest step"
     handles, labels = axes[0, 0].get_legend_handles_labels()
     axes[1, 0].legend(handles, labels, loc="center left", title=about)
-    axes[1, 1].set(
-        ylabel=f"active share of {deep.blocks[-2]}", ylim=(0, 1.02), title="It arises while the\nstep is large"
-    )
-    axes[1, 2].set(ylabel=f"active share of {deep.blocks[-1]}", ylim=(0, 1.02), title="and stays when\nit is cut")
+    axes[1, 1].set(ylabel=f"active share of {deep.blocks[-2]}", ylim=(0, 1.02), title=titles.before)
+    axes[1, 2].set(ylabel=f"active share of {deep.blocks[-1]}", ylim=(0, 1.02), title=titles.last)
     names = [block.replace("transition", "tr.") for block in deep.blocks]
     axes[0, 2].set_xticks(range(blocks), names, rotation=40, ha="right", rotation_mode="anchor")
     plain_ticks(axes[0, 0].yaxis)
@@ -470,6 +481,33 @@ def draw_deep(readings: dict, width: int | None = None):
         panel.set_xlabel("step")
         thousands(panel.xaxis)
     return figure
+
+
+class DeepTitles(NamedTuple):
+    """Of the five panels."""
+
+    loss: str = "Training loss"
+    error: str = "Test error"
+    end: str = "Features at the end"
+    before: str = "Features along\ntraining: last stage"
+    last: str = "and after pooling"
+
+
+def titles_of_deep(runs: list) -> DeepTitles:
+    """What can be seen in the drawn seed, if it can be: from the small step to the longest large one (as published)
+    error and share of active features fall."""
+    published_runs = [run for run in runs if run.schedule in ("small", "published")]
+    published_runs.sort(key=lambda run: run.decay)
+    if len(published_runs) < 2:
+        return DeepTitles()
+    errors = [run.test_error[-1] for run in published_runs]
+    shares = [run.sparsity[-1, -2] for run in published_runs]
+    titles = DeepTitles()
+    if (np.diff(errors) < 0).all():
+        titles = titles._replace(error="In this seed larger, longer\nsteps end at a lower error")
+    if (np.diff(shares) < 0).all():
+        titles = titles._replace(end="and its deep blocks\nget sparser")
+    return titles
 
 
 def first_seeds(deep: Deep) -> list:

@@ -271,16 +271,6 @@ def neuron_published_clock(neuron: Neuron):
 # ======================================================================================
 
 
-def attracted(pair: Pair) -> np.ndarray:
-    """[conditions] where the theory predicts that the neurons merge; a condition of both sweeps counts once."""
-    seen = set()
-    first = []
-    for condition in pair.conditions:
-        first.append(condition not in seen)
-        seen.add(condition)
-    return (pair.predicted < 0) & np.array(first)
-
-
 @claim(
     "paper",
     "Two neurons approach at the top Lyapunov exponent of the linearised random map, momentum included.",
@@ -292,13 +282,12 @@ def attracted(pair: Pair) -> np.ndarray:
     counted twice.""",
 )
 def pair_rate(pair: Pair):
-    keep = attracted(pair)
+    keep = pair.attracted
     measured_rates = pair.rate[keep]
     if keep.sum() < 5 or not np.isfinite(measured_rates).all():
         known = int(np.isfinite(measured_rates).sum())
         raise NotResolved(f"{known} of {keep.sum()} attracted conditions have a rate, of at least 5")
-    ratio = measured_rates / pair.predicted[keep]
-    relative = np.hypot(pair.rate_error[keep] / pair.rate[keep], pair.predicted_error[keep] / pair.predicted[keep])
+    ratio, relative = pair.rate_ratio(keep)
     close = np.abs(ratio - 1) < np.maximum(0.05, 2 * relative)
     scores = np.abs(ratio - 1) / relative
     text = f"{ratio.min():.3f} to {ratio.max():.3f}; {close.sum()} of {close.size} close"

@@ -138,6 +138,22 @@ class Pair:
         return list(zip(self.learning_rates, self.label_noises, strict=True))
 
     @property
+    def attracted(self) -> np.ndarray:
+        """[C] where the theory predicts that the neurons merge; a condition of both sweeps counts once."""
+        seen = set()
+        first = []
+        for condition in self.conditions:
+            first.append(condition not in seen)
+            seen.add(condition)
+        return (self.predicted < 0) & np.array(first)
+
+    def rate_ratio(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(measured rate / predicted rate, its relative standard error) of the chosen conditions."""
+        rate, predicted = self.rate[chosen], self.predicted[chosen]
+        relative = np.hypot(self.rate_error[chosen] / rate, self.predicted_error[chosen] / predicted)
+        return rate / predicted, relative
+
+    @property
     def seeds(self) -> int:
         return self.settings["replicas"] + self.settings["extra_replicas"]
 
