@@ -611,8 +611,8 @@ PARTS = {
 
 # What differs in trials of an earlier form of this script
 EARLIER = [
-    "Those on de569ce, 67332c9 and 009daf3 trained on 4,096 generated images, for 80 steps (in the starts: 2), and started",
-    "every process as a command; what they train, save and read with hasn't changed since.",
+    "Those on de569ce, 67332c9 and 009daf3 trained on 4,096 generated images for 80 steps (in the starts: 2), and",
+    "started every process as a command. How a training computes, saves and reads hasn't changed since.",
 ]
 
 # Faults that earlier trials met; none of them is in the counts above
