@@ -254,9 +254,10 @@ def write_pages(table: list[dict], seeds: dict, drawn: list[str], loaded: Loaded
 
 def main(argv: list[str] | None = None) -> None:
     start = time.perf_counter()
+    os.environ["MPLBACKEND"] = "Agg"  # no window is needed; a notebook's backend may be set that isn't there
     import matplotlib
 
-    matplotlib.use("Agg")  # before pyplot: no window is needed, and none may be there
+    matplotlib.use("Agg")  # where it was imported before
 
     from papers import claim, pages, plots, registry
 

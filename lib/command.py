@@ -113,6 +113,7 @@ class Arguments(NamedTuple):
 def close_arguments(parser: Parser, argv: list[str] | None, names: list[str]) -> Arguments:
     """Parse and check what every script takes. Bad input ends in one line and exit code 2 before any work is done."""
     print_patiently()
+    os.environ["MPLBACKEND"] = "Agg"  # for pictures: no window is needed, and a notebook's may be set that isn't there
     options = parser.parse_args(argv)
     unknown = [name for name in options.experiments if name not in names]
     if unknown:

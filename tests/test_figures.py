@@ -310,6 +310,7 @@ def test_from_another_folder_in_the_c_locale_with_a_reader_that_leaves(tmp_path)
     here.mkdir()
     line = f'"{sys.executable}" "{ROOT / "figures.py"}" {CHEAP} --figures drawn | head -1; exit "${{PIPESTATUS[0]}}"'
     environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    environment["MPLBACKEND"] = "module://a.notebook.sets"
     ran = subprocess.run(["bash", "-c", line], cwd=here, env=environment, capture_output=True, timeout=120)
     assert ran.returncode == 0, ran.stderr
     assert (here / "drawn" / f"{CHEAP}.png").exists() and b"Traceback" not in ran.stderr
