@@ -22,7 +22,7 @@ from lib.errors import InputError
 from lib.progress import TrainingProgress
 from lib.results import write_json
 from lib.settings import Count, Positive, Range, Share, check_settings
-from tests.processes import run_command
+from tests.processes import ROOT, run_command
 
 SCRIPTS = (
     "toy_models teacher_student vgg_cifar10 resnet_cifar100 sparse_features chaotic_sgd subnetworks benchmark figures"
