@@ -21,7 +21,7 @@
   python subnetworks.py --quick
 
 `vanishing`, `windows`, `switch` and `causes` have a form ending in _mlp, for a perceptron on Fashion-MNIST (causes: on
-USPS): 2 to 4 minutes each, after 4 of training. At other steps: vanishing_later, windows_mlp_earlier,
+USPS): 1 to 4 minutes each, after 2 of training. At other steps: vanishing_later, windows_mlp_earlier,
 windows_mlp_later. extract_noisy takes the networks that these have left in runs/subnetworks of this folder.
 
 From Python: collapse_report, extract_subnetwork, collapse_exponent, CollapseLog of the package collapse.
