@@ -20,9 +20,9 @@
   python subnetworks.py extract --runs runs/vgg_cifar10 --finetune 200
   python subnetworks.py --quick
 
-vanishing, windows, switch and causes end in _mlp for a second network, a perceptron on Fashion-MNIST: two minutes
-each, after two of training (causes_mlp: TIME). At other steps: vanishing_later, windows_mlp_earlier, windows_mlp_later.
-extract_noisy: of the networks that these have left in runs/subnetworks, started where the script is.
+`vanishing`, `windows`, `switch` and `causes` have a form ending in _mlp, for a perceptron on Fashion-MNIST (causes: on
+USPS): 1 to 4 minutes each, after 2 of training. At other steps: vanishing_later, windows_mlp_earlier,
+windows_mlp_later. extract_noisy takes the networks that these have left in runs/subnetworks of this folder.
 
 From Python: collapse_report, extract_subnetwork, collapse_exponent, CollapseLog of the package collapse.
 Times are for one CPU core. `exponent` first trains its two networks: 18 minutes more, once (runs/subnetworks);

@@ -289,10 +289,9 @@ def draw_correlations(axes, switches: list[Switch], seeds: list[int]) -> None:
             label = words if seed == seeds[0] else None
             axes.plot(places, values, shape, color=color, mfc=fill, ms=6, label=label)
     axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set(
-        ylim=(min(0, axes.get_ylim()[0]), 1), ylabel="correlation", title="Slopes after a switch,\nneuron by neuron"
-    )
-    axes.legend(loc="lower left")
+    axes.set(ylim=(-0.5, 1.1), ylabel="correlation", title="Slopes after a switch,\nneuron by neuron")
+    axes.axhline(0, color="k", lw=0.5)
+    axes.legend(loc="upper left")
 
 
 def draw_changes(axes, switches: list[Switch]) -> None:
