@@ -696,6 +696,9 @@ def page(result: dict) -> str:
         "",
         f"    {result['settings']['training']}",
         "",
+        "A process by itself is forked from one that has imported torch, which saves most of its time, so that no",
+        "signal meets its imports; torchrun, its ranks, and what a full disk meets are started as a user starts them.",
+        "",
         "| what | must be true | tried | survived | lost |",
         "|---|---|---:|---:|---:|",
     ]

@@ -122,7 +122,9 @@ def test_every_figure_is_as_wide_as_the_page_can_be_read_and_states_only_what_ho
     plots.use_style()
     for name in registry.FIGURES:
         figure = figures.draw(name, loaded, width=None)
-        assert figure is not None, name
+        if figure is None:  # its results are still to come
+            assert set(registry.FIGURES[name].needs) - loaded.readings.keys(), name
+            continue
         assert figure.get_figwidth() == pytest.approx(plots.WIDTH), name
         small = [text.get_text() for text in texts_of(figure) if text.get_fontsize() < 8]
         assert not small, (name, small)
