@@ -229,7 +229,8 @@ def diagonal_plateau_jacobian(diagonal: Diagonal):
     if group.plateau is None:
         raise NotRun("the result keeps no plateau of each seed", "python sparse_features.py diagonal")
     rows = [group.plateau[place]["jacobian"] for place in ("start", "end")]
-    return trend(rows, numbers([np.nanmedian(row) for row in rows], ".3g"))
+    medians = [np.nanmedian(row) if np.isfinite(row).any() else np.nan for row in rows]
+    return trend(rows, numbers(medians, ".3g"))
 
 
 @claim(
