@@ -208,4 +208,4 @@ if __name__ == "__main__":
     quick["report"]["networks"] = ("resnet18",)
     quick["networks"] = {"names": ("resnet18", "mobilenet_v2", "LlamaForCausalLM")}
     quick["tasks"] = {"names": ("lraspp_mobilenet_v3_large",)}
-    run_script(__doc__, experiments, quick, prefix="benchmark_")
+    run_script(__doc__, experiments, quick, prefix="benchmark_", undrawn=tuple(experiments))

@@ -312,7 +312,7 @@ OPTIONS = {
     "learning_rate": {"type": float, "help": "default: 0.001; results depend on learning rate x steps alone, nearly"},
     "momentum": {"type": float, "help": "default: 0"},
     "batch_size": {"type": int, "help": "default: 8; the MLP's Hessian is 336 x 336 then, 20 b + 189 from b = 9 on"},
-    "steps": {"type": int, "help": "default: 18240, 20 epochs of USPS at batch size 8"},
+    "steps": {"type": int, "help": "default: 18,240, 20 epochs of USPS at batch size 8"},
 }
 EXPERIMENTS = PRUNING | {
     "divergence": divergence,

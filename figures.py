@@ -12,6 +12,8 @@ figures/claims.json, docs/claims.md, docs/published.md, docs/figures.md, and the
 figures/ are those beside this file, wherever it is started. Exit code 2 where an input is bad, 130 after Ctrl-C.
 """
 
+import lib.interrupts  # isort: skip  (first: from here on Ctrl-C leaves no traceback)
+
 import argparse
 import json
 import os
@@ -252,9 +254,10 @@ def write_pages(table: list[dict], seeds: dict, drawn: list[str], loaded: Loaded
 
 def main(argv: list[str] | None = None) -> None:
     start = time.perf_counter()
+    os.environ["MPLBACKEND"] = "Agg"  # no window is needed; a notebook's backend may be set that isn't there
     import matplotlib
 
-    matplotlib.use("Agg")  # before pyplot: no window is needed, and none may be there
+    matplotlib.use("Agg")  # where it was imported before
 
     from papers import claim, pages, plots, registry
 
@@ -302,7 +305,8 @@ def main(argv: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     try:
-        main()
+        with lib.interrupts.keyboard_interrupts():
+            main()
     except KeyboardInterrupt:
         print("\nfigures.py: interrupted; figures and results that were finished are whole", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(lib.interrupts.CTRL_C)

@@ -175,7 +175,7 @@ for name in EXPERIMENTS.keys() - QUICK.keys():
 
 
 def main(argv: list[str] | None = None) -> None:
-    run_script(__doc__, EXPERIMENTS, QUICK, argv, "beyond_", OPTIONS)
+    run_script(__doc__, EXPERIMENTS, QUICK, argv, "beyond_", OPTIONS, undrawn=("measure", "wild"))
 
 
 if __name__ == "__main__":

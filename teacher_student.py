@@ -5,12 +5,12 @@
               step 50,000. Expect test losses of 1.51, 1.49, 1.37, 1.13, 0.71 at the end, in the
               paper's units of 1e-5.                                                       about 20 s
   minibatch   supplement: full 64 x 64 matrices under mini-batch SGD without label noise,
-              batch sizes 1 to 1024; warm-up to learning rate 3, drops at 50,000 and 53,000.   about 40 s
+              batch sizes 1 to 1,024; warm-up to learning rate 3, drops at 50,000 and 53,000.   about 40 s
 
   python teacher_student.py                   both, with the paper's settings, on one CPU core
   python teacher_student.py diagonal --quick
 
-A teacher of rank 8 labels 1024 inputs with noise; the student fits signal and noise. Label noise
+A teacher of rank 8 labels 1,024 inputs with noise; the student fits signal and noise. Label noise
 sigma lowers every singular value by learning_rate sigma^2 / 2 and removes the smaller ones;
 dropping the rate lets the survivors recover: test loss is lowest soon after a noisy phase.
 Every experiment is a function whose keyword defaults are the paper's settings. Change any of them:

@@ -1,11 +1,11 @@
 """Toy models in which SGD's noise makes an invariant set attractive (Stochastic Collapse, figures 1-3).
 
   quartic   figure 1: the double well theta^4/4 - mu theta^2/2, mu = 1.5, with noise zeta theta dB. The
-            origin, a maximum of the loss, attracts once zeta > sqrt(2 mu) = 1.73. 100 zetas on [0, 3] x 1000
+            origin, a maximum of the loss, attracts once zeta > sqrt(2 mu) = 1.73. 100 zetas on [0, 3] x 1,000
             replicas, 80,000 Euler steps of 0.0025: P(collapse) = 0.5 at zeta 2.35, 2.06, 1.89, 1.80
             after 10,000, 20,000, 40,000, 80,000 steps.                                    about 4 s
   neuron    figure 2: one neuron w2 tanh(w1 x) on 32 points with label noise. The origin, a saddle,
-            attracts above the theorem's noise level, about 1. 50 levels x 1000 replicas, 100,000 Euler
+            attracts above the theorem's noise level, about 1. 50 levels x 1,000 replicas, 100,000 Euler
             steps of 0.01; rates of collapse against the linearised exponent.             about 12 s
   pair      figure 3: two GELU neurons merge under SGD with momentum 0.9 and label noise; learning
             rates 0.1 to 0.5, label noises 0 to 0.8, 10,001 steps, 8 + 56 replicas; decay rates

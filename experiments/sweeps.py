@@ -201,7 +201,9 @@ def sweep_parser(document: str, experiments: dict[str, Experiment]) -> Parser:
     for field, kind in SEVERAL.items():
         parser.add_argument(as_option(field), type=kind, nargs="+", help="one value, or several where it is varied")
     for field, kind in SINGLE.items():
-        parser.add_argument(as_option(field), type=kind, help=f"in place of the paper's {getattr(paper, field):g}")
+        value = getattr(paper, field)
+        words = f"{value:,}" if kind is int else f"{value:g}"
+        parser.add_argument(as_option(field), type=kind, help=f"in place of the paper's {words}")
     parser.add_argument("--precision", choices=PRECISIONS, help="auto (default): bfloat16 where it is fast")
     parser.add_argument("--optimizer", help="sgd (default) or adamw")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network: pays on long GPU runs")

@@ -113,6 +113,7 @@ class Arguments(NamedTuple):
 def close_arguments(parser: Parser, argv: list[str] | None, names: list[str]) -> Arguments:
     """Parse and check what every script takes. Bad input ends in one line and exit code 2 before any work is done."""
     print_patiently()
+    os.environ["MPLBACKEND"] = "Agg"  # for pictures: no window is needed, and a notebook's may be set that isn't there
     options = parser.parse_args(argv)
     unknown = [name for name in options.experiments if name not in names]
     if unknown:
@@ -213,13 +214,15 @@ def run_script(
     argv: list[str] | None = None,
     prefix: str = "",
     options: dict[str, dict] | None = None,
+    undrawn: tuple[str, ...] = (),
 ) -> None:
     """Run the experiments named on the command line and save `<out>/<prefix><experiment>.json` after each.
 
     `experiments`: name -> function with keyword settings, `seed` and `device` among them, whose
     defaults are the paper's; it returns the measured arrays. `quick`: name -> the settings that
     --quick replaces. `options`: setting -> arguments of `add_argument`, for settings that deserve one;
-    --set changes all others. Bad input ends in one line on stderr and exit code 2.
+    --set changes all others. `undrawn`: experiments that no figure shows. Bad input ends in one line on stderr and
+    exit code 2.
     """
     parser = open_arguments(document, list(experiments))
     options = options or {}
@@ -240,6 +243,7 @@ def run_script(
             plans[name] = settings
     if chosen.status:
         sys.exit(tell_status({out / f"{prefix}{name}.json": settings for name, settings in plans.items()}))
+    can_be_drawn = False
     for name, settings in plans.items():
         began = time.perf_counter()
         with errors_in_one_line(parser, name), memory_errors("choose smaller settings"):
@@ -252,7 +256,8 @@ def run_script(
                 save_result(path, settings, measured, device, seconds, chosen.quick)
             except OSError as error:
                 raise InputError(f"can't write {path}: {error.strerror or error}") from None
-    if prefix != "benchmark_" and teams.rank() == 0:
+            can_be_drawn |= name not in undrawn
+    if can_be_drawn:
         print(f"draw it: {figures_command(chosen.out, chosen.quick)}", flush=True)
 
 

@@ -1,6 +1,7 @@
 """Which numbers a training computes with, and torch's global settings, which are set here and nowhere else."""
 
 import contextlib
+import warnings
 
 import torch
 from torch import nn
@@ -14,8 +15,9 @@ def set_up_torch() -> None:
     One thread: most loops here are of small tensors, and two threads in one process were up to twenty times slower
     than one, since they spin while they wait; torchrun brings a process per core instead. Denormals are flushed:
     what weight decay leaves of collapsed weights is otherwise a hundred times slower to multiply. TF32 where there
-    is no bfloat16.
+    is no bfloat16. One warning of torch's about itself is left out: its forward derivatives use torch.jit.script.
     """
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     torch.set_float32_matmul_precision("high")

@@ -109,7 +109,8 @@ def command_line() -> str:
 
 def figures_command(out: Path, quick: bool) -> str:
     """The command that draws what is in the folder `out` (without its quick/)."""
-    words = ["python", "figures.py"]
+    is_here = Path.cwd().resolve() == ROOT
+    words = ["python", "figures.py" if is_here else str(ROOT / "figures.py")]
     if quick:
         words.append("--quick")
     if out != ROOT / "results":

@@ -156,7 +156,7 @@ def test_commands_are_understood(run_here, capsys):
 
 
 QUICK_FORM = {  # one of its trainings, one of the figures: what takes longer has tests of its own
-    "vgg_cifar10.py": ["lr", "--learning-rate", "0.1"],
+    "vgg_cifar10.py": ["lr", "--learning-rate", "0.1", "--steps", "20"],
     "figures.py": ["fig2_neuron"],
 }
 

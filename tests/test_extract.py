@@ -2,11 +2,8 @@
 
 import copy
 import math
-import subprocess
-import sys
 import time
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +15,7 @@ import core
 from collapse import CollapseError, collapse_report, extract_subnetwork, load_network, neuron_groups, save_network
 from collapse.extract import plan_of, why_left_whole
 from collapse.trace import call, tensors_in
+from tests.processes import run_script
 from tests.small_networks import KINDS, Attention, network, plant, put_neuron
 
 
@@ -391,15 +389,13 @@ def test_extraction_of_the_full_vgg16_takes_under_five_seconds():
 # ======================================================================================
 
 LOADER = """
-import sys
-sys.path[:0] = sys.argv[1:3]
 import torch
 from tests.small_networks import network
 from collapse import load_network
 model = network("mobile", seed=5)[0]
-smaller = load_network(sys.argv[3], model)
-x = torch.load(sys.argv[4])
-torch.save(smaller(x["x"]).detach(), sys.argv[5])
+smaller = load_network("small.pt", model)
+x = torch.load("x.pt")
+torch.save(smaller(x["x"]).detach(), "y.pt")
 """
 
 
@@ -411,9 +407,9 @@ def test_a_saved_network_is_loaded_in_a_fresh_process(tmp_path):
     content = torch.load(tmp_path / "small.pt", weights_only=True)
     assert content["extraction"] == smaller.extraction
     torch.save({"x": x}, tmp_path / "x.pt")
-    here = Path(__file__).parent
-    places = [str(here.parent), str(here), *(str(tmp_path / name) for name in ("small.pt", "x.pt", "y.pt"))]
-    subprocess.run([sys.executable, "-c", LOADER, *places], check=True, timeout=120)
+    (tmp_path / "load.py").write_text(LOADER)
+    ran = run_script("load.py", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
     assert torch.equal(torch.load(tmp_path / "y.pt"), smaller(x).detach())
 
 

@@ -122,7 +122,9 @@ def test_every_figure_is_as_wide_as_the_page_can_be_read_and_states_only_what_ho
     plots.use_style()
     for name in registry.FIGURES:
         figure = figures.draw(name, loaded, width=None)
-        assert figure is not None, name
+        if figure is None:  # its results are still to come
+            assert set(registry.FIGURES[name].needs) - loaded.readings.keys(), name
+            continue
         assert figure.get_figwidth() == pytest.approx(plots.WIDTH), name
         small = [text.get_text() for text in texts_of(figure) if text.get_fontsize() < 8]
         assert not small, (name, small)
@@ -310,6 +312,7 @@ def test_from_another_folder_in_the_c_locale_with_a_reader_that_leaves(tmp_path)
     here.mkdir()
     line = f'"{sys.executable}" "{ROOT / "figures.py"}" {CHEAP} --figures drawn | head -1; exit "${{PIPESTATUS[0]}}"'
     environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    environment["MPLBACKEND"] = "module://a.notebook.sets"
     ran = subprocess.run(["bash", "-c", line], cwd=here, env=environment, capture_output=True, timeout=120)
     assert ran.returncode == 0, ran.stderr
     assert (here / "drawn" / f"{CHEAP}.png").exists() and b"Traceback" not in ran.stderr
@@ -338,17 +341,18 @@ def test_drawing_the_same_again_gives_the_same_bytes_and_leaves_no_rest(tmp_path
     assert saved[0] == saved[1] and len(list(tmp_path.iterdir())) == 1
 
 
-def test_figures_need_neither_torch_nor_the_other_floors():
+def test_figures_need_no_torch_and_of_the_other_floors_only_what_catches_ctrl_c():
     code = """
 import sys
 import figures
 try:
     figures.main(["--help"])
 except SystemExit:
-    print("above:", {"torch", "core", "collapse", "lib"} & set(sys.modules))
+    others = {"torch", "core", "collapse", "lib"}
+    print("above:", sorted(name for name in sys.modules if name.partition(".")[0] in others))
 """
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert ran.returncode == 0 and "above: set()" in ran.stdout and "--width" in ran.stdout
+    assert ran.returncode == 0 and "above: ['lib', 'lib.interrupts']" in ran.stdout and "--width" in ran.stdout
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def same_random_numbers():
 
 def test_closed_forms():
     """Quartic well and single neuron: E log|1 + a dt + b dB| to 2 %; the pair on its own noise to 5 %."""
-    rows = closed_forms(40, 60, 0)
+    rows = closed_forms(60, 80, 0)
     assert [row["case"] for row in rows] == 3 * ["quartic"] + 3 * ["neuron"] + 4 * ["pair"]
     for row in rows:
         expected = float(row["expected"])

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import subnetworks
-from collapse import extract_subnetwork, load_network, neuron_groups
-from experiments import wild
+from collapse import collapse_report, extract_subnetwork, load_network, neuron_groups
+from experiments import examples, wild
 from experiments.checkpoints import load_weights, read_safetensors
 from experiments.extraction import plant_collapse
 from experiments.measure import example_of, make_network, measure
@@ -269,6 +269,13 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(arguments, words, own_folde
     assert stop.value.code == 2
     assert words in capsys.readouterr().err.splitlines()[-1]
     assert not list(own_folder.rglob("*.json"))
+
+
+@pytest.mark.parametrize("make, shape", [("cnn", "3,16,16"), ("transformer", "1,7:int"), ("tagger", "1,7:int")])
+def test_the_examples_of_the_docs_are_measured(make, shape):
+    model = getattr(examples, make)(steps=2)
+    report = collapse_report(model, example_of((shape,), torch.device("cpu")), rank=False)
+    assert report.covered > 0.1 and bool(report.skipped) == (make == "tagger")
 
 
 # ======================================================================================

@@ -356,7 +356,7 @@ def test_records_count_the_diverged_and_leave_them_out():
     assert math.isnan(one["final"]["train"][3])
 
 
-TINY_RELU = {"steps": 200, "deep_steps": 200, "points": 8}
+TINY_RELU = {"steps": 100, "deep_steps": 100, "points": 8}
 
 
 def test_seeds_do_not_depend_on_how_many_there_are():

@@ -31,8 +31,10 @@ from tests import damage, workers
 from tests.processes import PATIENCE, ROOT, finish, start, start_ranks
 from tests.workers import CPU, few_images, on_device, train_here
 
-TINY = Run(dataset="synthetic", width=4, batch_size=32, steps=50, warmup_steps=10, eval_every=20, precision="float32")
-EXACT = dataclasses.replace(TINY, precision="float64")  # what is computed in two ways is compared in float64
+TINY = Run(model="small", dataset="synthetic", width=4, batch_size=32, steps=50, warmup_steps=10, eval_every=20,
+           precision="float32")  # fmt: skip
+VGG = dataclasses.replace(TINY, model="vgg16")
+EXACT = dataclasses.replace(VGG, precision="float64")  # what is computed in two ways is compared in float64
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +157,7 @@ def test_between_evaluations_the_loop_asks_the_device_for_no_number(images, tmp_
                 self.asked += (name,)
             return function(*args, **(kwargs or {}))
 
-    training = core.Training(TINY, images, RunFolder(tmp_path), CPU, core.ALONE, "float32")
+    training = core.Training(VGG, images, RunFolder(tmp_path), CPU, core.ALONE, "float32")
     training.start_stepping()
     training.take_step()  # the first of an epoch prepares it
     with Questions() as questions:
@@ -189,7 +191,7 @@ def test_a_compiled_network_gives_the_eager_result_and_its_checkpoint_loads_with
 
 
 def test_killed_at_random_and_while_it_saves_a_run_ends_with_the_same_bits(images, tmp_path):
-    run = dataclasses.replace(TINY, steps=72, eval_every=6, milestones=(30,))
+    run = dataclasses.replace(VGG, steps=72, eval_every=6, milestones=(30,))
     began = time.perf_counter()
     train_here(run, tmp_path / "whole", images)
     duration = time.perf_counter() - began
@@ -499,7 +501,7 @@ def test_narrow_strided_convolutions_of_large_images_are_not_channels_last():
 
 
 def test_a_network_says_which_images_it_takes(tmp_path):
-    run = dataclasses.replace(TINY, steps=2)
+    run = dataclasses.replace(VGG, steps=2)
     large = torch.zeros(64, 3, 64, 64, dtype=torch.uint8)
     labels = torch.arange(64) % 2
     data = Images(Dataset(large, labels, large, labels), "mine", CPU)

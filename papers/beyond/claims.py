@@ -593,7 +593,7 @@ def causes_split(causes: Causes):
     changed="it was stated when the result had been seen.",
 )
 def wild_share(networks: list[Shipped]):
-    shares = np.array([(one.vanishing + one.redundant) / one.width for one in networks])
+    shares = np.array([one.collapsed for one in networks])
     measured = numbers(shares.max(), ".3f")
     if len(networks) < 5:
         raise NotResolved(f"{len(networks)} networks were installed", "< 0.05", measured)

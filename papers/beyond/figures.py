@@ -390,16 +390,15 @@ def draw_wild(networks: list[Shipped]):
     return figure
 
 
-BY_LAYER = ("MTCNN O-Net", "EfficientNet-Lite1", "all-MiniLM-L6-v2")
+BY_LAYER = ("MTCNN O-Net", "EfficientNet-Lite1", "all-MiniLM-L6-v2")  # small, large, a transformer
 MOST_NAMES = 12  # of layers that fit beside a panel
 
 
 def draw_wild_layers(networks: list[Shipped]):
     """Where trained networks that packages ship have collapsed: layer by layer, first above, the share of vanished
     and redundant neurons at the paper's thresholds, and below it that of constant ones, which may be redundant too.
-    A small convolutional network, a large one, and a transformer (values, queries and keys, feed-forward neurons of
-    each block), in which nothing has."""
-    chosen = [one for one in networks if one.name in BY_LAYER]
+    Networks in which nothing has are not drawn, such as the transformer all-MiniLM-L6-v2."""
+    chosen = [one for one in networks if one.name in BY_LAYER and one.vanishing + one.redundant + one.constant > 0]
     if not chosen:
         return None
     figure, (axes,) = canvas(len(chosen), height=4.2)

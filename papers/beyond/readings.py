@@ -428,6 +428,7 @@ class Shipped:
     paper: Cut
     exact: Cut
     layers: list  # of Layer, in the order they run
+    collapsed: float  # share of the neurons that have vanished or are redundant
 
     def removed(self, cut: Cut) -> float:
         """Share of the parameters."""
@@ -455,7 +456,8 @@ def read_wild(result: Result) -> list[Shipped]:
         paper = read_cut(row.record("paper"))
         exact = read_cut(row.record("exact"))
         layers = [read_layer(group) for group in row.records("groups", least=1)]
-        found.append(Shipped(row.text("name"), **counts, paper=paper, exact=exact, layers=layers))
+        collapsed = (counts["vanishing"] + counts["redundant"]) / counts["width"]
+        found.append(Shipped(row.text("name"), **counts, paper=paper, exact=exact, layers=layers, collapsed=collapsed))
     return found
 
 

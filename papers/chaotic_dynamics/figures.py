@@ -290,7 +290,8 @@ def draw_early(axes, divergence: Divergence, copies) -> None:
         small = divergence.small
         for k, color in enumerate(shades(len(small.perturbations))):
             relative = small.distance[:, k] / small.perturbations[k]
-            axes.semilogy(small.times, relative.mean(0), color=color, label=f"{small.perturbations[k]:g}")
+            style = {"color": color, "ls": LINES[k % len(LINES)]}
+            axes.semilogy(small.times, relative.mean(0), **style, label=f"{small.perturbations[k]:g}")
         axes.legend(title="perturbation", loc="upper left")
     else:
         early = copies.times <= copies.times[-1] / 6

@@ -434,12 +434,10 @@ def draw_independent(readings: dict, width: int | None = None):
     training, over learning rate, label noise and batch size. Lines: mean over seeds; bars: from the least to the
     largest seed. Stars: published means, where width, data, batch size and steps agree with the paper's. Right,
     where they were run, the controls: without weight decay, and the lowest rate with the pull of the highest.
-    Sweeps in which every neuron of every layer is independent are not drawn."""
-    sweeps = []
-    for sweep in chosen_sweeps(readings, width):
-        fractions = at_the_end(sweep)
-        if fractions and not shows_nothing(fractions):
-            sweeps.append(sweep)
+    Sweeps in which every neuron of every layer is independent are drawn only where no other has collapsed."""
+    finished = [sweep for sweep in chosen_sweeps(readings, width) if at_the_end(sweep)]
+    collapsed = [sweep for sweep in finished if not shows_nothing(at_the_end(sweep))]
+    sweeps = collapsed or finished
     if not sweeps:
         return None
     controls = {sweep.name: readings.get(f"{sweep.name}_controls") for sweep in sweeps}
