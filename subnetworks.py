@@ -12,6 +12,7 @@
   wild       trained networks that Python packages ship, measured and extracted; what to install     about 2 min
              it says itself, and leaves out what isn't there
 
+  python subnetworks.py measure --model torchvision.models:resnet18 --input 3,224,224     as it is, untrained
   python subnetworks.py measure --model torchvision.models:resnet18 --weights FILE.pt --input 3,224,224
   python subnetworks.py measure --model yourfile:make --weights epoch1.pt epoch2.pt epoch3.pt --picture collapse.png
   python subnetworks.py measure --model yourfile:language_model --input 1,128:int
