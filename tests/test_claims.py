@@ -318,12 +318,6 @@ def forecasts(told, watched):
     return [Window(50, runs)]
 
 
-def in_use(readings, share):
-    """The networks in use, with this share of the neurons of each vanished."""
-    networks = readings["beyond_wild"]
-    return [dataclasses.replace(one, vanishing=int(share * one.width), redundant=0) for one in networks]
-
-
 def switches(told, watched):
     draw = np.random.default_rng(1)
     after = draw.standard_normal(200)
@@ -428,7 +422,6 @@ def made_up(readings):
         "densenet-sparsity": ([deep(1)], [deep(-1)]),
         "extraction-random": ([extraction(0.05)], [extraction(-0.05)]),
         "windows-short": ([forecasts(1.0, 0.0)], [forecasts(0.0, 1.0)]),
-        "wild-share": ([in_use(readings, 0)], [in_use(readings, 0.2)]),
         "switch-foretold": ([switches(2.0, 0.0)], [switches(0.0, 2.0)]),
         "switch-level": ([switches_against_going_on(1.0)], [switches_against_going_on(-1.0)]),
         "switch-difference": ([switches_against_going_on(1.0)], [switches_against_going_on(-1.0)]),
