@@ -131,8 +131,13 @@ def around(pruning: Pruning, name: str, steps) -> np.ndarray:
 
 
 def last_epoch(pruning: Pruning, name: str, key: str = "accuracy") -> np.ndarray:
-    """[seeds] mean over the last epoch; the last bin is left out if it is short."""
-    count = max(round(pruning.epoch / pruning.bin), 1)
+    """[seeds] mean over the last epoch; the last bin is left out if it is short.
+
+    The paper's runs have 20 epochs. Of a shorter run it is the last twentieth, so that all variants are averaged over
+    the same steps, long after pruning began.
+    """
+    window = min(pruning.epoch, pruning.steps / 20)
+    count = max(round(window / pruning.bin), 1)
     values = getattr(pruning.variants[name], key)
     last_is_short = pruning.steps % pruning.bin != 0
     if last_is_short and len(values) > count:
