@@ -60,8 +60,8 @@ def read_checkpoint(path: Path):
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise InputError(
-            f"{path} holds a whole network or other Python objects, which would run code of the file's own; export its "
-            "weights where it was made: torch.save(torch.load(FILE, weights_only=False).state_dict(), 'weights.pt')"
+            f"{path} holds a whole network or other Python objects, which would run code of the file's own; save its "
+            "weights alone in the program that made it: torch.save(model.state_dict(), 'weights.pt')"
         ) from None
     except Exception as error:  # torch raises a dozen kinds of error on files of other kinds
         why = " ".join(str(error).split())[:100] or type(error).__name__

@@ -155,7 +155,7 @@ def test_a_network_whose_own_names_look_like_prefixes_is_read(tmp_path):
 
 
 BAD_CHECKPOINTS = {
-    r"holds a whole network.*torch\.save\(torch\.load\(FILE, weights_only=False\)\.state_dict\(\)": net(),
+    r"holds a whole network.*torch\.save\(model\.state_dict\(\), 'weights\.pt'\)": net(),
     r"2 of 4 weights are missing \(2\.weight, 2\.bias\)": {key: STATE[key] for key in ("0.weight", "0.bias")},
     r"1 are unknown to it \(3\.weight\)": {**STATE, "3.weight": torch.zeros(2)},
     r"0\.weight is \[7, 4\], expected \[6, 4\]": {**STATE, "0.weight": torch.zeros(7, 4)},
