@@ -6,8 +6,8 @@
              with --model: the simpler network of yours, saved                                           seconds
   exponent   predicted against measured merging: closed forms, then a narrow VGG-16 on CIFAR-10     about 10 min
   vanishing  which neurons vanish under label noise, told long before the first has gone            about 12 min
-  windows    the same told from 50, 100, 300 and 1,000 steps: by exponents, and by watching          about 6 min
-  switch     what another rate, batch size or label noise does to neurons, told before it is made   about 10 min
+  windows    the same told from 50, 100, 300 and 1,000 steps: by exponents, and by watching            not timed
+  switch     what another rate, batch size or label noise does to neurons, told before it is made     not timed
   causes     its exponents with less noise, none (the full batch), and without weight decay          about 2.5 h
   wild       trained networks that Python packages ship, measured and extracted; what to install     about 2 min
              it says itself, and leaves out what isn't there
