@@ -65,8 +65,8 @@ def need_variants(pruning: Pruning, *names: str) -> None:
 # Pruning from the first step
 # ======================================================================================
 
-SHORT_RUNS = """runs shorter than the paper's were averaged over their last epoch, which is half of the run or all of it;
-now over its last twentieth."""
+SHORT_RUNS = """runs shorter than the paper's were averaged over their last epoch, which is half of the run or all of
+it; now over its last twentieth."""
 
 
 @claim(
