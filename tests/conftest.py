@@ -8,12 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.sharing import pytest_runtestloop  # noqa: F401  (pytest calls it by its name)
+
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS_PER_TEST = 300  # ten times what the longest takes on an idle machine
+ON_CTRL_C = signal.getsignal(signal.SIGINT)
 
 # For the processes that tests start
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_finish():
+    """The scripts that the tests have imported leave at once on Ctrl-C; pytest says first what it has found."""
+    signal.signal(signal.SIGINT, ON_CTRL_C)
 
 
 @pytest.fixture(autouse=True, scope="session")
