@@ -307,3 +307,24 @@ def test_effective_rank_is_the_exponential_of_the_entropy():
         share = values / values.sum()
         share = share[share > 1e-12]
         assert effective_rank(matrix) == pytest.approx(math.exp(-(share * share.log()).sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("least", [1, 1e-2, 1e-4, 1e-6, 0], ids=lambda least: f"least {least}")
+def test_a_large_matrix_has_its_rank_in_float32_only_where_that_is_exact(least):
+    """Singular values from 1 to `least`: near zero float32 would add rounding errors to the sum, and is refused."""
+    size = 600
+    left, _ = torch.linalg.qr(torch.randn(size, size, generator=generator(1), dtype=torch.float64))
+    right, _ = torch.linalg.qr(torch.randn(2 * size, size, generator=generator(2), dtype=torch.float64))
+    singular = torch.logspace(0, math.log10(least or 1), size, dtype=torch.float64)
+    if least == 0:
+        singular[size // 2 :] = 0
+    matrix = (left * singular @ right.T).float()
+    share = torch.linalg.svdvals(matrix.double())
+    share = share[share > 1e-7 * share[0]]
+    share = share / share.sum()
+    entropy = -(share * share.log()).sum()
+    assert effective_rank(matrix) == pytest.approx(math.exp(entropy), rel=1e-5)
+    in_float32 = metrics._entropy_in_float32(matrix)
+    assert (in_float32 is not None) == (least >= 1e-2)
+    if in_float32 is not None:
+        assert in_float32.item() == pytest.approx(entropy.item(), abs=1e-5)
