@@ -6,6 +6,8 @@ import warnings
 import torch
 from torch import nn
 
+from lib.small_maps import SmallMaps
+
 PRECISIONS = ("auto", "bfloat16", "float32", "float64")
 
 
@@ -40,11 +42,14 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bfloat16" if fast_bfloat16(device) else "float32"
 
 
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+@contextlib.contextmanager
+def autocast(device: torch.device, precision: str):
     """Products in bfloat16, with float32 weights, where `precision` is (or "auto" resolves to) bfloat16."""
-    if resolve_precision(precision, device) == "bfloat16":
-        return torch.autocast(device.type, torch.bfloat16)
-    return contextlib.nullcontext()
+    if resolve_precision(precision, device) != "bfloat16":
+        yield
+        return
+    with torch.autocast(device.type, torch.bfloat16), SmallMaps():
+        yield
 
 
 def for_the_loss(output: torch.Tensor) -> torch.Tensor:
