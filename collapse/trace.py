@@ -49,14 +49,19 @@ class Recording(NamedTuple):
     computed: dict[int, tuple[str, str]]  # id of a weight that a parametrization computed -> (layer, name)
 
 
+PLAIN = (int, float, str, type(None))  # most arguments, in which there is nothing to look for
+
+
 def tensors_in(value) -> list[Tensor]:
     """All tensors in nested tuples, lists, dicts and dataclasses."""
     if isinstance(value, Tensor):
         return [value]
-    if isinstance(value, Mapping):
-        parts = list(value.values())
-    elif isinstance(value, list | tuple):
+    if isinstance(value, PLAIN):
+        return []
+    if isinstance(value, list | tuple):
         parts = list(value)
+    elif isinstance(value, Mapping):
+        parts = list(value.values())
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         parts = [getattr(value, field.name) for field in dataclasses.fields(value)]
     else:

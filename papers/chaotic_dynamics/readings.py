@@ -51,14 +51,21 @@ class Pruning:
 
     @property
     def about(self) -> str:
-        return describe(self.settings) + f", {self.seeds} seeds"
+        return describe(self.settings) + (f", {self.seeds} seeds" if self.seeds > 1 else ", 1 seed")
 
 
 def describe(settings: dict) -> str:
     networks = {"mlp": "MLP 256-20-10", "cnn": "CNN"}
     datasets = {"usps": "USPS", "fashion_mnist": "Fashion-MNIST"}
-    network, dataset = settings["architecture"], settings["dataset"]
-    words = f"{networks.get(network, network)}, {settings['activation']}, {datasets.get(dataset, dataset)}"
+    activations = {"relu": "ReLU"}
+    network, dataset, activation = settings["architecture"], settings["dataset"], settings["activation"]
+    words = ", ".join(
+        [
+            networks.get(network, network),
+            activations.get(activation, activation),
+            datasets.get(dataset, dataset),
+        ]
+    )
     if settings.get("k") is not None:
         words += f",\nat most {settings['k']} directions pruned"
     if settings.get("momentum"):
