@@ -299,7 +299,7 @@ def extraction(gain):
     for seed in range(4):
         before = {"parameters": 100.0, "flops": 100.0, "accuracy": 0.9, "tuned": 0.9}
         after = before | {"parameters": 60.0, "accuracy": 0.89}
-        rows.append(Extracted(0.1, 0.0, seed, 10, 0.1, before, after, 0.89 - gain - 0.001 * seed))
+        rows.append(Extracted(0.1, 0.0, seed, 10, 0.1, before, after, [0.89 - gain - 0.001 * seed]))
     return Extraction({}, [], rows)
 
 

@@ -394,7 +394,7 @@ from tests.small_networks import network
 from collapse import load_network
 model = network("mobile", seed=5)[0]
 smaller = load_network("small.pt", model)
-x = torch.load("x.pt")
+x = torch.load("x.pt", weights_only=True)
 torch.save(smaller(x["x"]).detach(), "y.pt")
 """
 
@@ -410,7 +410,7 @@ def test_a_saved_network_is_loaded_in_a_fresh_process(tmp_path):
     (tmp_path / "load.py").write_text(LOADER)
     ran = run_script("load.py", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
-    assert torch.equal(torch.load(tmp_path / "y.pt"), smaller(x).detach())
+    assert torch.equal(torch.load(tmp_path / "y.pt", weights_only=True), smaller(x).detach())
 
 
 @pytest.mark.parametrize("name", ["dense", "grouped", "shuffled", "language model", "written", "residual"])

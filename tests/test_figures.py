@@ -106,6 +106,7 @@ FINDINGS = {
         "and test better": "three-layers-test",
     },
     "beyond_extraction": {"a smaller network": "extraction-rate"},
+    "beyond_random": {"It matters which go": "extraction-random:beyond_extract_noisy"},
     "beyond_exponent": {"it is exact": "exponent-closed", "near the set": "exponent-near"},
     "beyond_vanishing": {"lowest exponents": "vanishing-roc:beyond_vanishing"},
     "beyond_causes": {"The less noise": "causes-noise:beyond_causes", "lower with decay": "causes-decay:beyond_causes"},

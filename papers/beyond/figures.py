@@ -59,6 +59,34 @@ def draw_extraction(extraction: Extraction):
     return figure
 
 
+def draw_random(extraction: Extraction):
+    """Perceptrons trained with label noise (one per panel), extracted at three redundancies, against what remains when
+    as many neurons of each layer as at the paper's threshold are removed at random. Dotted: the whole network's test
+    accuracy. The paper's threshold is the leftmost."""
+    seeds = sorted({one.seed for one in extraction.networks})
+    figure, axes = canvas(len(seeds), height=2.8, sharey=True)
+    for panel, seed in zip(axes[0], seeds, strict=True):
+        rows = [one for one in extraction.networks if one.seed == seed]
+        rows.sort(key=lambda one: one.redundant)
+        places = range(len(rows))
+        panel.axhline(rows[0].before["accuracy"], color="k", ls=":", lw=1, label="the whole network")
+        panel.plot(places, [one.after["accuracy"] for one in rows], "o", color="k", ms=6, label="extracted")
+        for place, one in zip(places, rows, strict=True):
+            if one.random_accuracies is not None:
+                around = np.linspace(-0.2, 0.2, len(one.random_accuracies))
+                panel.plot(place + around, one.random_accuracies, "x", color=RED, ms=5, label="random neurons removed")
+        ticks = [f"{one.redundant:g}\n{one.kept:.0%}" for one in rows]
+        panel.set_xticks(places, ticks)
+        panel.set_xlim(-0.5, len(rows) - 0.5)
+        panel.set_ylim(bottom=0)
+        panel.set_title(f"seed {seed}")
+        panel.set_xlabel("redundant below,\nparameters kept")
+    axes[0, 0].set_title(f"It matters which go\nseed {seeds[0]}")
+    axes[0, 0].set_ylabel("test accuracy")
+    legend_below(figure, [axes[0, 0]], 3)
+    return figure
+
+
 def draw_at_kinds(axes, rows, kinds, key, shift, color, shape, label) -> None:
     places, means, below, above = [], [], [], []
     for place, (_, rate, noise) in enumerate(kinds):
@@ -429,6 +457,7 @@ def short_layer(name: str) -> str:
 
 FIGURES = {
     "beyond_extraction": Figure(draw_extraction, needs=("beyond_extract",)),
+    "beyond_random": Figure(draw_random, needs=("beyond_extract_noisy",)),
     "beyond_exponent": Figure(draw_exponent, needs=("beyond_exponent",)),
     "beyond_vanishing": Figure(draw_vanishing, needs=("beyond_vanishing",)),
     "beyond_edge": Figure(draw_edge, needs=("beyond_windows_mlp", "beyond_switch_mlp")),

@@ -35,7 +35,11 @@ class Extracted:
     redundant: float
     before: dict  # "parameters", "flops", "accuracy", "tuned" (accuracy after some more steps)
     after: dict
-    random_accuracy: float | None  # with as many random neurons removed
+    random_accuracies: list[float] | None  # with as many random neurons removed, for each draw of them
+
+    @property
+    def random_accuracy(self) -> float | None:
+        return None if self.random_accuracies is None else sum(self.random_accuracies) / len(self.random_accuracies)
 
     @property
     def kept(self) -> float:
@@ -64,9 +68,9 @@ def read_planted(record: Result) -> Planted:
 
 def read_extracted(record: Result) -> Extracted:
     before, after = record.record("before"), record.record("after")
-    random_accuracy = None
+    random_accuracies = None
     if record.has("random"):
-        random_accuracy = record.record("random").number("accuracy")
+        random_accuracies = record.record("random").array("draws", "draws").tolist()
     return Extracted(
         learning_rate=record.number("learning_rate"),
         label_noise=record.number("label_noise"),
@@ -75,7 +79,7 @@ def read_extracted(record: Result) -> Extracted:
         redundant=record.number("redundant"),
         before={name: float(before.number(name)) for name in MEASURES},
         after={name: float(after.number(name)) for name in MEASURES},
-        random_accuracy=random_accuracy,
+        random_accuracies=random_accuracies,
     )
 
 
