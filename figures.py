@@ -129,7 +129,8 @@ def run_experiments(names: list[str], args: argparse.Namespace, results: Path) -
     say(f"running {', '.join(names)} into {results} ({duration})")
     out = results.parent if args.quick else results
     options = ["--seed", str(args.seed), "--device", args.device, "--out", str(out.resolve())]
-    options += ["--quick"] * args.quick
+    if args.quick:
+        options.append("--quick")
     running = []
     try:
         for script, known in CPU_SCRIPTS.items():

@@ -6,8 +6,8 @@
   drop    learning rate 0.1 dropped to 0.01 after 10,000, 20,000, 40,000 steps, 8 seeds (figure 6)
 
 The paper's settings: width 64 (15.2 million parameters), batch size 256, SGD with momentum 0.9 and weight decay 5e-4,
-linear warm-up over 1,000 steps, random crops and flips. A step at this size takes about 1.5 seconds on one CPU core
-with bfloat16 units; a GPU is 50 times faster or more.
+linear warm-up over 1,000 steps, random crops and flips. What a Run below doesn't name is core.Run's default. A step at
+this size takes about 1.5 seconds on one CPU core with bfloat16 units; a GPU is 50 times faster or more.
 
   torchrun --nproc_per_node=8 vgg_cifar10.py lr        eight GPUs; runs are shared among them
   python vgg_cifar10.py drop --seeds 1                 one process, one seed

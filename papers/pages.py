@@ -32,9 +32,20 @@ class Origin(NamedTuple):
 def origin_of(result: Result) -> Origin:
     """What a result says of itself; it may say nothing."""
     command = result.text("command") if result.has("command") else ""
-    environment = result.record("environment") if result.has("environment") else None
-    known = environment is not None and environment.has("seconds")
-    return Origin(command, environment.number("seconds") if known else None)
+    if not result.has("environment") or not result.record("environment").has("seconds"):
+        return Origin(command, None)
+    last_sitting = result.record("environment").number("seconds")
+    return Origin(command, max(last_sitting, seconds_of_runs(result)))
+
+
+def seconds_of_runs(result: Result) -> float:
+    """Of all sittings of a result's runs together; 0 where they don't keep their seconds."""
+    runs = []
+    for key in ("runs", "branches"):
+        content = result.content.get(key, [])
+        runs += content.values() if isinstance(content, dict) else content
+    spent = [run.get("seconds", 0) for run in runs if isinstance(run, dict)]
+    return sum(seconds for seconds in spent if isinstance(seconds, int | float))
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -166,8 +177,9 @@ def published_page(table: list[dict], origins: dict) -> str:
     """docs/published.md: what users ask for first: each published number, ours, the command, its seconds."""
     parts = [
         "# Published numbers and ours\n",
-        "Written by `python figures.py`; not edited by hand. Spread and number of seeds stand beside our numbers; the",
-        "seconds are those of the whole command, on the machine that the result names.\n",
+        "Written by `python figures.py`; not edited by hand. Spread and number of seeds stand beside our numbers. The",
+        "seconds are those of all runs together, in all sittings, on the machine that the result names; where its runs",
+        "keep none, those of the last command.\n",
     ]
     rows = [row for row in table if row["kind"] == "published"]
     for paper in dict.fromkeys(row["paper"] for row in rows):
@@ -253,20 +265,32 @@ def terminal_tally(table: list[dict]) -> list[str]:
 
 
 def failing_and_waiting(table: list[dict], room: int) -> list[str]:
-    """A line for each claim that fails, and those that wait by their reasons, in so many lines."""
-    waiting = []
+    """All claims that fail or wait by name, in so many lines; with what was measured, and why, where that fits."""
+    failing = [row for row in table if row["holds"] is False]
+    explained = [cut(f"fails: {row['id']}: {row['measured']}, expected {row['expected']}") for row in failing]
+    lists = [f"fails: {names_of(failing)}"] if failing else []
     for verdict in ("not resolved", "not run"):
         rows = [row for row in table if row["holds"] == verdict]
+        explained += [cut(f"{verdict}: {row['id']}: {row['reason']}") for row in rows]
         if rows:
-            words = ", ".join(f"{row['id']} ({row['reason']})" for row in rows)
-            waiting.append(f"{verdict}: {words}")
-    failing = [row for row in table if row["holds"] is False]
-    least = 3 * len(waiting)  # lines that the waiting ones get in any case
-    shown = failing[: max(room - least - 1, 0)]
-    lines = [cut(f"fails: {row['id']}: {row['measured']}, expected {row['expected']}") for row in shown]
-    if len(shown) < len(failing):
-        lines.append(f"fails: {len(failing) - len(shown)} more")
-    for place, words in enumerate(waiting):
-        left = room - len(lines)
-        lines += wrapped(words, left // (len(waiting) - place))
+            lists.append(f"{verdict}: {names_of(rows)}")
+    if len(explained) <= room:
+        return explained
+
+    lines = []
+    for place, words in enumerate(lists):
+        to_come = len(lists) - place - 1
+        lines += wrapped(words, room - len(lines) - to_come)
     return lines
+
+
+def names_of(rows: list[dict]) -> str:
+    """The claims, each once, and of how many results where there are several."""
+    results = {}
+    for row in rows:
+        name = row["id"].partition(":")[0]
+        results[name] = results.get(name, 0) + 1
+    words = []
+    for name, count in results.items():
+        words.append(name if count == 1 else f"{name} ({count})")
+    return ", ".join(words)

@@ -6,6 +6,7 @@ into one line and exit code 2. Any other exception while reading is a bug and ke
 """
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,13 @@ def load_result(path: Path, quick: bool) -> Result:
     return result
 
 
+def counted(number: int, noun: str) -> str:
+    """1 seed, 5 seeds."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {noun}s"
+
+
 SCRIPTS = {  # what makes a result: the start of its name -> script
     "quartic": "toy_models.py",
     "neuron": "toy_models.py",
@@ -168,12 +176,26 @@ def start_of_command(name: str) -> tuple[str, str]:
     first, _, rest = name.partition("_")
     script = SCRIPTS.get(first, f"{first}*.py")
     if first in ("vgg", "resnet"):
-        experiment = rest.partition("_")[0]
-        controls = " --controls" if "_controls" in name else ""
-        return f"torchrun --nproc_per_node=8 {script}", f"{experiment}{controls}"
+        experiment, _, differs = rest.partition("_")
+        return f"torchrun --nproc_per_node=8 {script}", experiment + deep_options(differs)
+    if rest.startswith("deep_"):
+        return f"python {script}", f"deep --model {rest.removeprefix('deep_')}"
     if first in ("sparse", "beyond"):
         return f"python {script}", rest
     return f"python {script}", name
+
+
+def deep_options(differs: str) -> str:
+    """The options that a deep result's name tells of: fashion_mnist_width16_controls."""
+    dataset, width, controls = re.fullmatch(r"(.*?)_?(?:width(\d+))?(?:_?(controls))?", differs).groups()
+    options = ""
+    if controls:
+        options += " --controls"
+    if dataset:
+        options += f" --dataset {dataset}"
+    if width:
+        options += f" --width {width}"
+    return options
 
 
 def command_of(name: str) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -253,10 +254,16 @@ def test_the_ending_fits_a_terminal_and_names_what_fails(loaded):
     assert len(lines) <= 40 and max(map(len, lines)) <= 100
     text = "\n".join(lines)
     assert "torchrun --nproc_per_node=8 vgg_cifar10.py lr noise batch drop" in text and "docs/claims.md" in text
-    assert "fails: pair-rate" in text and "not resolved: " in text and "not run: " in text
-    many = [row | {"holds": False} for row in table] * 3
+    words = set(re.split(r"[\s,]+", text))
+    for row in table:
+        assert row["holds"] is True or row["id"].partition(":")[0] in words, row["id"]
+    many = [row | {"id": f"{row['id']}-{k}", "holds": False} for row in table for k in range(9)]
+    many += [row | {"holds": "not run"} for row in table]
     lines = pages.ending(many, list(registry.FIGURES), Path("figures"), missing, Path("docs/claims.md"), 12.0)
-    assert len(lines) <= 40 and any(line.startswith("fails: ") and line.endswith(" more") for line in lines)
+    assert len(lines) <= 40 and lines[-2].startswith("not run: ") and lines[-2].endswith(" ...")
+    few = [row for row in table if row["id"] == "pair-rate"]
+    lines = pages.ending(few, [], Path("figures"), {}, Path("docs/claims.md"), 12.0)
+    assert any(line.startswith("fails: pair-rate: ") and "expected 1" in line for line in lines)
 
 
 def test_the_tally_counts_kinds_apart():
@@ -292,7 +299,15 @@ def test_commands_of_results_can_be_pasted():
     assert command_of("beyond_extract") == "python subnetworks.py extract"
     assert command_of("pruning_cnn") == "python chaotic_sgd.py pruning_cnn"
     assert command_of("resnet_noise") == "torchrun --nproc_per_node=8 resnet_cifar100.py noise"
-    assert command_of("vgg_lr_controls") == "torchrun --nproc_per_node=8 vgg_cifar10.py lr --controls"
+    deep = "torchrun --nproc_per_node=8 vgg_cifar10.py lr"
+    assert command_of("vgg_lr_controls") == f"{deep} --controls"
+    assert command_of("vgg_lr_width16") == f"{deep} --width 16"
+    assert command_of("vgg_lr_mnist") == f"{deep} --dataset mnist"
+    assert command_of("vgg_lr_cifar100_width8") == f"{deep} --dataset cifar100 --width 8"
+    assert (
+        command_of("vgg_lr_fashion_mnist_width16_controls") == f"{deep} --controls --dataset fashion_mnist --width 16"
+    )
+    assert command_of("sparse_deep_densenet100") == "python sparse_features.py deep --model densenet100"
 
 
 def test_captions_and_pages_are_replaced_whole(tmp_path):

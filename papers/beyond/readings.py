@@ -388,9 +388,10 @@ def read_switch(record: Result, going_on: dict) -> Switch:
 
 def read_switches(result: Result) -> list[Switch]:
     going_on = {}
-    for record in result.records("unchanged") if result.has("unchanged") else []:
-        one = read_switch(record, {})
-        going_on[one.seed] = one
+    if result.has("unchanged"):
+        for record in result.records("unchanged"):
+            one = read_switch(record, {})
+            going_on[one.seed] = one
     return [read_switch(record, going_on) for record in result.records("rows", least=1)]
 
 

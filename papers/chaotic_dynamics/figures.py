@@ -31,6 +31,7 @@ from papers.plots import (
     shades,
     thousands,
 )
+from papers.result import counted
 
 
 class Look(NamedTuple):
@@ -224,7 +225,7 @@ def draw_divergence(readings: dict, width: int | None = None):
     draw_fits(axes[1, 0], divergence, copies)
     with_small = [one for one in (divergence, *readings.values()) if one.small is not None]
     draw_early(axes[1, 1], with_small[0] if with_small else divergence, copies)
-    seeds = f"{len(divergence.seeds)} seed{'s' * (len(divergence.seeds) > 1)}"
+    seeds = counted(len(divergence.seeds), "seed")
     title = f"{describe(divergence.settings)}, {seeds}, perturbation {divergence.perturbation:g}"
     legend_below(figure, [axes[0, 0]], 5, title)
     return figure
@@ -342,8 +343,8 @@ def draw_subspace(readings: dict, width: int | None = None):
         draw_similarity(panel, subspace, anchor)
     for panel in panels[len(anchors) :]:
         panel.set_axis_off()
-    seeds = f"{len(subspace.seeds)} seed{'s' * (len(subspace.seeds) > 1)}"
-    legend_below(figure, [axes[0, 1]], 3, f"{describe(subspace.settings)}, {seeds}")
+    about = f"{describe(subspace.settings)}, {counted(len(subspace.seeds), 'seed')}"
+    legend_below(figure, [axes[0, 1]], 3, about)
     return figure
 
 

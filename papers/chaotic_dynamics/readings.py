@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from papers.result import Result
+from papers.result import Result, counted
 
 # ======================================================================================
 # Training with parts of the gradient pruned
@@ -51,7 +51,7 @@ class Pruning:
 
     @property
     def about(self) -> str:
-        return describe(self.settings) + (f", {self.seeds} seeds" if self.seeds > 1 else ", 1 seed")
+        return f"{describe(self.settings)}, {counted(self.seeds, 'seed')}"
 
 
 def describe(settings: dict) -> str:
@@ -83,7 +83,8 @@ def read_pruning(result: Result) -> Pruning:
         variants[name] = read_variant(runs.record(name), name)
     if "sgd" not in variants:
         raise result.refuse("runs has no sgd")
-    settings.number("learning_rate"), settings.number("batch_size")
+    for key in ("learning_rate", "batch_size"):
+        settings.number(key)
     return Pruning(
         settings=settings.content,
         seeds=int(settings.number("seeds")),

@@ -19,6 +19,7 @@ from papers.plots import (
     shades,
     thousands,
 )
+from papers.result import counted
 from papers.stochastic_collapse import published
 from papers.stochastic_collapse.readings import (
     LABELS,
@@ -457,9 +458,11 @@ def draw_independent(readings: dict, width: int | None = None):
 
 
 def count_seeds(fractions: dict) -> str:
-    counts = sorted({len(rows) for rows in fractions.values()})
-    words = " to ".join(str(count) for count in dict.fromkeys([counts[0], counts[-1]]))
-    return f"{words} seed{'s' * (counts[-1] > 1)}"
+    counts = [len(rows) for rows in fractions.values()]
+    fewest, most = min(counts), max(counts)
+    if fewest == most:
+        return counted(most, "seed")
+    return f"{fewest} to {most} seeds"
 
 
 def draw_fraction(axes, sweep: Sweep, fractions: dict, looks: dict, limits, title: str) -> None:
@@ -538,8 +541,10 @@ def draw_distance_maps(readings: dict, width: int | None = None):
     rows = []
     for sweep in chosen_sweeps(readings, width):
         layers = clustered_layers(sweep)
+        if not layers:
+            continue
         values = sorted({one.value for one in sweep.maps})
-        for value in (values[0], values[-1]) if layers else ():
+        for value in (values[0], values[-1]):
             rows.append((sweep, value, layers))
     if not rows:
         return None
@@ -621,8 +626,9 @@ def draw_before(axes, sweep: Sweep, looks: dict) -> None:
     for step, (color, _) in looks.items():
         axes.axvline(step, color=color, ls="--", lw=1.2)
     thousands(axes.xaxis)
-    seeds = f"{len(whole)} seed{'s' * (len(whole) > 1)}"
-    axes.set(xlabel="steps", ylabel="test accuracy", title=f"{sweep.about}\n{seeds}, drops dashed")
+    axes.set(
+        xlabel="steps", ylabel="test accuracy", title=f"{sweep.about}\n{counted(len(whole), 'seed')}, drops dashed"
+    )
 
 
 def draw_after(axes, sweep: Sweep, looks: dict) -> None:

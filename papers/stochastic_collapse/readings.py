@@ -160,7 +160,8 @@ class Pair:
 
 def read_pair(result: Result) -> Pair:
     settings = result.record("settings")
-    settings.number("replicas"), settings.number("extra_replicas")
+    for key in ("replicas", "extra_replicas"):
+        settings.number(key)
     return Pair(
         settings=settings.content,
         times=result.array("times", "times"),
