@@ -370,7 +370,7 @@ class DistanceMap:
     layer: str
     width: int
     clusters: int
-    incoming: np.ndarray  # [width, width]
+    incoming: np.ndarray  # [side, side], averaged to fewer than width where that is large
     outgoing: np.ndarray
 
 
@@ -481,8 +481,8 @@ def read_maps(result: Result, varied: str) -> list[DistanceMap]:
                     layer=map_layer(model, group.text("name")),
                     width=width,
                     clusters=int(group.number("clusters")),
-                    incoming=group.array("incoming", width, width),
-                    outgoing=group.array("outgoing", width, width),
+                    incoming=group.array("incoming", "side", "side"),
+                    outgoing=group.array("outgoing", "side", "side"),
                 )
             )
     return found
