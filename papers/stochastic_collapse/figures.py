@@ -537,15 +537,17 @@ MAP_LAYERS = 2  # shown of each network: those with most clusters
 def draw_distance_maps(readings: dict, width: int | None = None):
     """Normalised distances between the neurons of a layer (0 equal, 2 orthogonal), ordered by cluster: incoming and
     outgoing weights, at the lowest learning rate above and at the highest below. Redundant neurons are dark blocks
-    on the diagonal. Only layers in which the highest rate has made clusters are shown."""
+    on the diagonal. Only layers in which the highest rate has made clusters are shown; each with its number of
+    clusters and of neurons."""
     rows = []
     for sweep in chosen_sweeps(readings, width):
         layers = clustered_layers(sweep)
         if not layers:
             continue
         values = sorted({one.value for one in sweep.maps})
-        for value in (values[0], values[-1]):
-            rows.append((sweep, value, layers))
+        rows.append((sweep, values[0], layers))
+        if len(values) > 1:
+            rows.append((sweep, values[-1], layers))
     if not rows:
         return None
     figure, axes = canvas(2 * MAP_LAYERS, rows=len(rows), height=2.4)
@@ -560,13 +562,13 @@ def draw_distance_maps(readings: dict, width: int | None = None):
 
 
 def clustered_layers(sweep: Sweep) -> list[str]:
-    """Layers in which the run of most noise has fewer clusters than neurons, the most clustered first."""
+    """Layers in which the run of most noise has fewer clusters than neurons: the most clustered, in their order."""
     if not sweep.maps:
         return []
     most = max(one.value for one in sweep.maps)
     shares = {one.layer: one.clusters / one.width for one in sweep.maps if one.value == most}
-    found = [layer for layer in shares if shares[layer] < 0.99]
-    return sorted(found, key=shares.get)[:MAP_LAYERS]
+    clustered = sorted((layer for layer in shares if shares[layer] < 0.99), key=shares.get)[:MAP_LAYERS]
+    return [layer for layer in shares if layer in clustered]
 
 
 def draw_one_layer(panels, sweep: Sweep, value: float, layer: str):
@@ -576,7 +578,7 @@ def draw_one_layer(panels, sweep: Sweep, value: float, layer: str):
         extent = (0, one.width, one.width, 0)
         words = f"{layer}, {part}"
         if part == "incoming":
-            words += f"\n{one.clusters} clusters of {one.width} neurons"
+            words += f"\n{one.clusters} clusters of {one.width}"
         image = panel.imshow(getattr(one, part), vmin=0, vmax=2.5, cmap="magma", extent=extent)
         panel.set_title(words)
         panel.set(xticks=[0, one.width], yticks=[0, one.width])
