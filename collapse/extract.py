@@ -12,8 +12,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from collapse.errors import CollapseError, RunError
 from collapse.metrics import check_thresholds, leaders
 from collapse.neurons import ROLES, NeuronGroup, Slot, neuron_groups
-from collapse.report import check_finite, constant_neurons, input_of, square_sizes
-from collapse.trace import record, unwrapped
+from collapse.report import check_slots, constant_neurons, input_of, square_sizes
+from collapse.trace import check_finite, record, unwrapped
 
 # ======================================================================================
 # Which neurons go, and where to
@@ -39,25 +39,13 @@ class Plan(NamedTuple):
         return len(self.home) - len(self.kept) - int(self.gone.sum()) - int(self.constant.sum())
 
 
-def clusters(group: NeuronGroup, vanishing: float, redundant: float) -> tuple[Tensor, Tensor]:
-    """(gone [n], home [n]): which neurons have vanished, and into which one each neuron merges (itself: it stays).
-
-    As the paper counts (`independent_neurons`): a neuron follows the first earlier one within `redundant`, unless
-    others follow it. A batch norm has two vanishing sets, gain, offset and outgoing weights zero, or incoming weights,
-    offset and outgoing weights zero, and there a neuron must also be silent: what it still says is its offset,
-    which must be below `vanishing` times the largest gain. One neuron always stays.
-    Raises CollapseError for NaN or infinite parameters and impossible thresholds.
-    """
-    check_thresholds(vanishing, redundant)
-    check_finite(group)
-    gone = vanished_neurons(group, vanishing)
-    home = torch.arange(group.size)
-    merge_near(group, ~gone, redundant, home)
-    return gone, home
-
-
 def vanished_neurons(group: NeuronGroup, vanishing: float) -> Tensor:
-    """[n] of bool."""
+    """[n] of bool: which have vanished; one neuron always stays.
+
+    A batch norm has two vanishing sets, gain, offset and outgoing weights zero, or incoming weights, offset and
+    outgoing weights zero, and there a neuron must also be silent: what it still says is its offset, which must be below
+    `vanishing` times the largest gain.
+    """
     total = square_sizes(group, ROLES).cpu()
     norms = [slot for slot in group.norms if is_batch_norm(slot.module)]
     gains = [slot for slot in norms if slot.parameter == "weight"]
@@ -88,7 +76,11 @@ def squares_of(slot: Slot, size: int) -> Tensor:
 
 
 def merge_near(group: NeuronGroup, among: Tensor, redundant: float, home: Tensor) -> None:
-    """Enter into `home` which of the neurons `among` [n] follow which other ones."""
+    """Enter into `home` which of the neurons `among` [n] follow which other ones.
+
+    As the paper counts (`independent_neurons`): a neuron follows the first earlier one within `redundant`, unless
+    others follow it.
+    """
     left = among.nonzero()[:, 0]
     if len(left) == 0:
         return
@@ -99,8 +91,6 @@ def merge_near(group: NeuronGroup, among: Tensor, redundant: float, home: Tensor
 
 def plan_of(group: NeuronGroup, vanishing: float, redundant: float) -> Plan:
     """What extraction would do to a group."""
-    check_thresholds(vanishing, redundant)
-    check_finite(group)
     gone = vanished_neurons(group, vanishing)
     constant = constant_neurons(group, vanishing).cpu() & ~gone
     if bool((gone | constant).all()):
@@ -153,7 +143,7 @@ def evened(plan: Plan) -> Plan:
 
 
 def extract_subnetwork(model: nn.Module, example, vanishing: float = 0.1, redundant: float = 0.1) -> nn.Module:
-    """A smaller network of the same layers: vanished neurons removed, redundant ones merged (see `clusters`).
+    """A smaller network of the same layers: vanished neurons removed, redundant ones merged.
 
     Merging averages what comes in (rows, norms' parameters, running statistics) and sums what goes out (columns). What
     constant neurons say is added to their consumers' biases, where that is exact. In eval mode the function is the
@@ -163,12 +153,14 @@ def extract_subnetwork(model: nn.Module, example, vanishing: float = 0.1, redund
     couple neurons, weights computed from other parameters, code that uses the sizes of layers. With nothing to
     extract the network comes back as it was, with a warning that says so.
 
-    Raises CollapseError for what `neuron_groups` refuses, NaN or infinite parameters, and where something could be
-    extracted and nothing can, naming the layer.
+    Raises CollapseError for what `neuron_groups` refuses, NaN or infinite values anywhere in the network, and where
+    something could be extracted and nothing can, naming the layer.
     """
     model = unwrapped(model)
     check_thresholds(vanishing, redundant)
+    check_finite(model)
     groups = neuron_groups(model, example)
+    check_slots(groups, computed_alone=True)
     plans, left = [], {}
     for group in groups:
         plan = plan_of(group, vanishing, redundant)
