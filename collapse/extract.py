@@ -622,8 +622,9 @@ def with_foldable_constants(model: nn.Module, example, plans: list[Plan], redund
     possible = []
     for plan in plans:
         try:
-            for slot in plan.group.consumers if bool(plan.constant.any()) else ():
-                constant_values(plan, slot, operations)
+            if bool(plan.constant.any()):
+                for slot in plan.group.consumers:
+                    constant_values(plan, slot, operations)
         except CollapseError:
             plan = with_merged(plan.group, plan.gone, torch.zeros_like(plan.constant), redundant)
         if len(plan.kept) < plan.group.size:

@@ -356,7 +356,11 @@ def make_group(
         note = follower.coupled[coupled]
         reason = f"{note.layer}: {note.reason}" if note.layer else note.reason
     consumers = [holder for holder, _ in members if "outgoing" in holder.roles]
-    kind = "query-key" if classes.contracted[neurons].any() else "value" if classes.mixed[neurons].any() else "neuron"
+    kind = "neuron"
+    if classes.contracted[neurons].any():
+        kind = "query-key"
+    elif classes.mixed[neurons].any():
+        kind = "value"
     return NeuronGroup(
         name=slots[0].name or slots[0].parameter,
         size=len(neurons),
