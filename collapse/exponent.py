@@ -28,7 +28,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from collapse.errors import CollapseError
 from collapse.metrics import normalized_distances
 from collapse.neurons import NeuronGroup, Slot, neuron_groups
-from collapse.trace import mode_of, unwrapped
+from collapse.trace import check_finite, mode_of, unwrapped
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 PLAIN = (bool, int, float, str)
@@ -685,7 +685,8 @@ def collapse_exponent(
     (docs/speed.md has a table).
 
     Raises CollapseError, naming the layer, for groups it can't follow or that the optimizer doesn't train whole, sets
-    that aren't invariant, optimizers other than SGD, batches that can't be used and chunks that a batch norm would see.
+    that aren't invariant, optimizers other than SGD, NaN or infinite values in the network, batches that can't be used
+    and chunks that a batch norm would see.
     """
     check_options(blocks, chunk)
     check_optimizer(optimizer)
@@ -697,6 +698,7 @@ def collapse_exponent(
         raise CollapseError("collapse_exponent needs at least one batch")
     example = check_batch(first, 0)[0][:2]
     check_chunks(model, chunk)
+    check_finite(model)
     groups = named_groups(model, example, sets)
     with as_trained(model), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")  # torch's own jvp calls it

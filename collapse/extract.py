@@ -12,8 +12,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from collapse.errors import CollapseError, RunError
 from collapse.metrics import check_thresholds, leaders
 from collapse.neurons import ROLES, NeuronGroup, Slot, neuron_groups
-from collapse.report import check_finite, constant_neurons, input_of, square_sizes
-from collapse.trace import record, unwrapped
+from collapse.report import check_slots, constant_neurons, input_of, square_sizes
+from collapse.trace import check_finite, record, unwrapped
 
 # ======================================================================================
 # Which neurons go, and where to
@@ -35,29 +35,24 @@ class Plan(NamedTuple):
         return (own & ~self.gone & ~self.constant).nonzero()[:, 0]
 
     @property
+    def goes(self) -> Tensor:
+        """[n] bool: the others."""
+        goes = torch.ones(len(self.home), dtype=torch.bool)
+        goes[self.kept] = False
+        return goes
+
+    @property
     def merged(self) -> int:
         return len(self.home) - len(self.kept) - int(self.gone.sum()) - int(self.constant.sum())
 
 
-def clusters(group: NeuronGroup, vanishing: float, redundant: float) -> tuple[Tensor, Tensor]:
-    """(gone [n], home [n]): which neurons have vanished, and into which one each neuron merges (itself: it stays).
-
-    As the paper counts (`independent_neurons`): a neuron follows the first earlier one within `redundant`, unless
-    others follow it. A batch norm has two vanishing sets, gain, offset and outgoing weights zero, or incoming weights,
-    offset and outgoing weights zero, and there a neuron must also be silent: what it still says is its offset,
-    which must be below `vanishing` times the largest gain. One neuron always stays.
-    Raises CollapseError for NaN or infinite parameters and impossible thresholds.
-    """
-    check_thresholds(vanishing, redundant)
-    check_finite(group)
-    gone = vanished_neurons(group, vanishing)
-    home = torch.arange(group.size)
-    merge_near(group, ~gone, redundant, home)
-    return gone, home
-
-
 def vanished_neurons(group: NeuronGroup, vanishing: float) -> Tensor:
-    """[n] of bool."""
+    """[n] of bool: which have vanished; one neuron always stays.
+
+    A batch norm has two vanishing sets, gain, offset and outgoing weights zero, or incoming weights, offset and
+    outgoing weights zero, and there a neuron must also be silent: what it still says is its offset, which must be below
+    `vanishing` times the largest gain.
+    """
     total = square_sizes(group, ROLES).cpu()
     norms = [slot for slot in group.norms if is_batch_norm(slot.module)]
     gains = [slot for slot in norms if slot.parameter == "weight"]
@@ -88,7 +83,11 @@ def squares_of(slot: Slot, size: int) -> Tensor:
 
 
 def merge_near(group: NeuronGroup, among: Tensor, redundant: float, home: Tensor) -> None:
-    """Enter into `home` which of the neurons `among` [n] follow which other ones."""
+    """Enter into `home` which of the neurons `among` [n] follow which other ones.
+
+    As the paper counts (`independent_neurons`): a neuron follows the first earlier one within `redundant`, unless
+    others follow it.
+    """
     left = among.nonzero()[:, 0]
     if len(left) == 0:
         return
@@ -98,9 +97,7 @@ def merge_near(group: NeuronGroup, among: Tensor, redundant: float, home: Tensor
 
 
 def plan_of(group: NeuronGroup, vanishing: float, redundant: float) -> Plan:
-    """What extraction would do to a group."""
-    check_thresholds(vanishing, redundant)
-    check_finite(group)
+    """What extraction would do to a group by itself (`with_even_parts`: beside the others)."""
     gone = vanished_neurons(group, vanishing)
     constant = constant_neurons(group, vanishing).cpu() & ~gone
     if bool((gone | constant).all()):
@@ -112,9 +109,7 @@ def with_merged(group: NeuronGroup, gone: Tensor, constant: Tensor, redundant: f
     """The plan in which, of the neurons that stay, those that are near each other merge."""
     home = torch.arange(group.size)
     merge_near(group, ~gone & ~constant, redundant, home)
-    plan = Plan(group, gone, constant, home)
-    even = bool(group.part.any()) and why_left_whole(group) is None
-    return evened(plan) if even else plan
+    return Plan(group, gone, constant, home)
 
 
 def why_left_whole(group: NeuronGroup) -> str | None:
@@ -129,12 +124,23 @@ def why_left_whole(group: NeuronGroup) -> str | None:
     return None
 
 
-def evened(plan: Plan) -> Plan:
-    """The plan, with neurons taken back so that each part (head, group of a convolution) keeps as many."""
+# ======================================================================================
+# Parts: heads, and the groups of a convolution
+# ======================================================================================
+
+UNEVEN = "each part (a head, a group of a convolution) must keep as many neurons"
+
+
+def with_even_parts(plans: list[Plan]) -> list[Plan]:
+    """The plans, with neurons taken back so that all parts of a group keep as many, or go whole."""
+    return [evened(plan, goes) for plan, goes in zip(plans, parts_that_go(plans), strict=True)]
+
+
+def evened(plan: Plan, goes_whole: Tensor) -> Plan:
+    """The plan in which each part keeps as many neurons, but for parts that go whole (`goes_whole`: [n] of bool)."""
     group = plan.group
-    stays = torch.zeros(group.size, dtype=torch.bool)
-    stays[plan.kept] = True
-    parts = group.part.unique().tolist()
+    stays = ~plan.goes
+    parts = group.part[~goes_whole].unique().tolist()
     most = max(int(stays[group.part == part].sum()) for part in parts)
     gone, constant, home = plan.gone.clone(), plan.constant.clone(), plan.home.clone()
     for part in parts:
@@ -147,28 +153,122 @@ def evened(plan: Plan) -> Plan:
     return Plan(group, gone, constant, home)
 
 
+class Side(NamedTuple):
+    """The neurons of a plan as channels of a convolution in groups: those it reads, or those it makes."""
+
+    plan: int  # its number
+    weight: tuple[str, str]  # layer, parameter
+    reads: bool
+    groups: int
+    each: int  # channels in each of them
+    group_of: Tensor  # [n, block]: which of them each channel is in
+
+
+def sides_of(plans: list[Plan]) -> list[Side]:
+    """All convolutions in groups that read neurons of the plans, from both sides."""
+    groups_of = {}
+    for plan in plans:
+        for slot in plan.group.slots:
+            if slot.groups > 1:
+                groups_of[slot.name, slot.parameter] = slot.groups
+    sides = []
+    for number, plan in enumerate(plans):
+        for slot in plan.group.slots:
+            weight = slot.name, slot.parameter
+            if weight not in groups_of:
+                continue
+            groups = groups_of[weight]
+            reads = slot.groups > 1
+            each = slot.tensor.shape[1] if reads else len(slot.tensor) // groups
+            sides.append(Side(number, weight, reads, groups, each, slot.index // each))
+    return sides
+
+
+def parts_that_go(plans: list[Plan]) -> list[Tensor]:
+    """For each plan [n] of bool: the neurons whose part goes whole.
+
+    A group of a convolution can go if everything does that it reads and makes; what goes in front of the convolution
+    may be what another one makes, so that one that stays can keep others.
+    """
+    sides = sides_of(plans)
+    touched = {side.plan for side in sides}
+    going = []
+    for number, plan in enumerate(plans):
+        goes = plan.goes if number in touched else torch.zeros_like(plan.gone)
+        going.append(whole_parts(plan.group.part, goes))
+    while True:
+        before = sum(int(goes.sum()) for goes in going)
+        gone = groups_that_go(sides, going)
+        for side in sides:
+            with_group = gone[side.weight][side.group_of].all(1)
+            part = plans[side.plan].group.part
+            going[side.plan] = whole_parts(part, going[side.plan] & with_group)
+        if sum(int(goes.sum()) for goes in going) == before:
+            return going
+
+
+def whole_parts(part: Tensor, marked: Tensor) -> Tensor:
+    """[n] of bool: the neurons in whose part all are marked."""
+    return ~torch.isin(part, part[~marked])
+
+
+def groups_that_go(sides: list[Side], going: list[Tensor]) -> dict[tuple[str, str], Tensor]:
+    """{weight: [groups] of bool}: the groups of each convolution that lose all channels that they read and make."""
+    staying = {}  # (weight, whether it reads them) -> [groups]: how many channels
+    for side in sides:
+        before = staying.get((side.weight, side.reads), side.each)
+        lost = torch.bincount(side.group_of[going[side.plan]].flatten(), minlength=side.groups)
+        staying[side.weight, side.reads] = before - lost
+    gone = {}
+    for side in sides:
+        all_stay = torch.full((side.groups,), side.each)
+        read = staying.get((side.weight, True), all_stay)
+        made = staying.get((side.weight, False), all_stay)
+        gone[side.weight] = (read == 0) & (made == 0)
+    return gone
+
+
+def bundles_of(plans: list[Plan]) -> list[list[Plan]]:
+    """The plans, those together that only work together: on both sides of a convolution that loses whole groups."""
+    going = parts_that_go(plans)
+    bundle = list(range(len(plans)))
+    first = {}  # weight -> the first plan on a side of it
+    for side in sides_of(plans):
+        if bool(going[side.plan].any()):
+            other = first.setdefault(side.weight, side.plan)
+            old, new = bundle[side.plan], bundle[other]
+            bundle = [new if number == old else number for number in bundle]
+    bundles = {}
+    for plan, number in zip(plans, bundle, strict=True):
+        bundles.setdefault(number, []).append(plan)
+    return list(bundles.values())
+
+
 # ======================================================================================
 # The smaller network
 # ======================================================================================
 
 
 def extract_subnetwork(model: nn.Module, example, vanishing: float = 0.1, redundant: float = 0.1) -> nn.Module:
-    """A smaller network of the same layers: vanished neurons removed, redundant ones merged (see `clusters`).
+    """A smaller network of the same layers: vanished neurons removed, redundant ones merged.
 
     Merging averages what comes in (rows, norms' parameters, running statistics) and sums what goes out (columns). What
     constant neurons say is added to their consumers' biases, where that is exact. In eval mode the function is the
     same where neurons have vanished or are equal exactly, and nearly so where nearly. `model` isn't changed. The
     attribute `extraction` of the new network counts what was done, {"name", "width", "vanished", "constant",
-    "merged", "kept", "left"} by group; "left" says why a group that could lose neurons was left whole: norms that
-    couple neurons, weights computed from other parameters, code that uses the sizes of layers. With nothing to
-    extract the network comes back as it was, with a warning that says so.
+    "merged", "kept", "left"} by group; "left" says why a group that could lose (more) neurons was left whole (in part):
+    norms that couple neurons, weights computed from other parameters, code that uses the sizes of layers, heads and
+    groups of a convolution that would keep different numbers of neurons. A group of a convolution goes whole where all
+    that it reads and makes goes. With nothing to extract the network comes back as it was, with a warning that says so.
 
-    Raises CollapseError for what `neuron_groups` refuses, NaN or infinite parameters, and where something could be
-    extracted and nothing can, naming the layer.
+    Raises CollapseError for what `neuron_groups` refuses, NaN or infinite values anywhere in the network, and where
+    something could be extracted and nothing can, naming the layer.
     """
     model = unwrapped(model)
     check_thresholds(vanishing, redundant)
+    check_finite(model)
     groups = neuron_groups(model, example)
+    check_slots(groups, computed_alone=True)
     plans, left = [], {}
     for group in groups:
         plan = plan_of(group, vanishing, redundant)
@@ -180,6 +280,11 @@ def extract_subnetwork(model: nn.Module, example, vanishing: float = 0.1, redund
         else:
             plans.append(plan)
     plans = with_foldable_constants(model, example, plans, redundant)
+    even_plans = with_even_parts(plans)
+    for plan, even in zip(plans, even_plans, strict=True):
+        if len(even.kept) > len(plan.kept):
+            left[plan.group.name] = UNEVEN
+    plans = [plan for plan in even_plans if bool(plan.goes.any())]
     smaller, done, refused = largest_that_works(model, example, plans)
     left.update(refused)
     if left and not done:
@@ -226,7 +331,7 @@ def largest_that_works(model: nn.Module, example, plans: list[Plan]) -> tuple[nn
     smaller, reason = try_out(model, example, hopeful)
     if reason is None:
         return smaller, hopeful, refused
-    working, more_refused = sift(model, example, hopeful, reason)
+    working, more_refused = sift(model, example, bundles_of(hopeful), reason)
     refused.update(more_refused)
     smaller, reason = try_out(model, example, working)
     if reason is not None:
@@ -234,16 +339,17 @@ def largest_that_works(model: nn.Module, example, plans: list[Plan]) -> tuple[nn
     return smaller, working, refused
 
 
-def sift(model: nn.Module, example, plans: list[Plan], reason: str) -> tuple[list[Plan], dict[str, str]]:
-    """(plans that work, {group: why not}), by halves, of plans that together don't, for a reason."""
-    if len(plans) == 1:
-        return [], {plans[0].group.name: reason}
+def sift(model: nn.Module, example, bundles: list[list[Plan]], reason: str) -> tuple[list[Plan], dict[str, str]]:
+    """(plans that work, {group: why not}), by halves, of bundles of plans that together don't, for a reason."""
+    if len(bundles) == 1:
+        return [], {plan.group.name: reason for plan in bundles[0]}
     working, refused = [], {}
-    middle = len(plans) // 2
-    for half in (plans[:middle], plans[middle:]):
-        reason = try_out(model, example, half)[1]
+    middle = len(bundles) // 2
+    for half in (bundles[:middle], bundles[middle:]):
+        plans = [plan for bundle in half for plan in bundle]
+        reason = try_out(model, example, plans)[1]
         if reason is None:
-            working += half
+            working += plans
             continue
         some, others = sift(model, example, half, reason)
         working += some
@@ -351,29 +457,35 @@ def remove(smaller: nn.Module, model: nn.Module, plans: list[Plan]) -> None:
     """Sum the columns of merged neurons, then cut out of every parameter what belongs to neurons that go."""
     cuts = {}  # (layer, parameter) -> {(axis, groups): places that go}
     for plan in plans:
-        kept = torch.zeros(plan.group.size, dtype=torch.bool)
-        kept[plan.kept] = True
+        goes = plan.goes
         for slot in plan.group.slots:
             if slot.role == "outgoing":
                 add_up_columns(tensor_in(smaller, slot), slot, plan)
-            going = slot.index[~kept].flatten()
+            going = slot.index[goes].flatten()
             axes = cuts.setdefault((slot.name, slot.parameter), {})
             axes.setdefault((slot.dim, slot.groups), []).append(going)
             if slot.role == "incoming" and has_new_bias(smaller, model, slot):
                 cuts.setdefault((slot.name, "bias"), {}).setdefault((0, 1), []).append(going)
     names = names_of_parameters(model)
     changed = {}
+    groups_left = {}  # (layer, parameter) -> how many groups of a grouped convolution keep channels
     for (layer, parameter), axes in cuts.items():
         old = getattr(smaller.get_submodule(layer), parameter)
         new = old.detach()
-        for (axis, groups), places in axes.items():
-            new = without(new, axis, groups, torch.cat(places))
+        # of a grouped convolution rows are cut last: until then all groups have as many
+        for axis, groups in sorted(axes, key=lambda cut: cut[1], reverse=True):
+            places = torch.cat(axes[axis, groups])
+            new = without(new, axis, groups, places)
+            if groups > 1:
+                groups_left[layer, parameter] = int(channels_that_stay(old, groups, places).any(1).sum())
         if isinstance(old, nn.Parameter):
             new = nn.Parameter(new.contiguous(), old.requires_grad)
         original = getattr(model.get_submodule(layer), parameter)
         for other_layer, other_name in names.get(id(original), [(layer, parameter)]):
             module = smaller.get_submodule(other_layer)
-            changed.setdefault(other_layer, sizes_of(module))
+            before = changed.setdefault(other_layer, sizes_of(module))
+            if (layer, parameter) in groups_left:
+                before["groups"] = groups_left[layer, parameter]
             put(module, other_name, new)
     for layer, before in changed.items():
         fit_attributes(smaller.get_submodule(layer), before)
@@ -411,20 +523,35 @@ def add_up_columns(tensor: Tensor, slot: Slot, plan: Plan) -> None:
 
 def without(tensor: Tensor, axis: int, groups: int, places: Tensor) -> Tensor:
     """The tensor without these places on an axis (of a grouped convolution: among all its input channels)."""
-    if groups == 1:
-        stay = torch.ones(tensor.shape[axis], dtype=torch.bool)
-        stay[places] = False
-        return tensor.index_select(axis, stay.nonzero()[:, 0].to(tensor.device))
-    inputs = tensor.shape[1]
-    stay = torch.ones(groups * inputs, dtype=torch.bool)
+    if groups > 1:
+        return without_channels(tensor, channels_that_stay(tensor, groups, places))
+    stay = torch.ones(tensor.shape[axis], dtype=torch.bool)
     stay[places] = False
-    stay = stay.view(groups, inputs)
-    left = stay.sum(1).unique()
-    if len(left) > 1:
+    return tensor.index_select(axis, stay.nonzero()[:, 0].to(tensor.device))
+
+
+def channels_that_stay(weight: Tensor, groups: int, places: Tensor) -> Tensor:
+    """[groups, input channels of each] of bool, for the weight of a grouped convolution that loses these inputs."""
+    stay = torch.ones(groups * weight.shape[1], dtype=torch.bool)
+    stay[places] = False
+    return stay.view(groups, weight.shape[1])
+
+
+def without_channels(weight: Tensor, stay: Tensor) -> Tensor:
+    """The weight of a grouped convolution without input channels, as many in each group that keeps any.
+
+    The rows of a group that keeps none are cut afterwards; until then anything may stand there.
+    """
+    left = stay.sum(1)
+    kept = int(left.max())
+    if bool(((left != kept) & (left != 0)).any()):
         raise CollapseError("the groups of a convolution would keep different numbers of channels")
-    outputs = len(tensor) // groups
-    by_channel = tensor.view(groups, outputs, *tensor.shape[1:]).transpose(1, 2)
-    by_channel = by_channel[stay.to(tensor.device)].view(groups, int(left), outputs, *tensor.shape[2:])
+    stay = stay.clone()
+    stay[left == 0, :kept] = True
+    groups, inputs = stay.shape
+    outputs = len(weight) // groups
+    by_channel = weight.view(groups, outputs, inputs, *weight.shape[2:]).transpose(1, 2)
+    by_channel = by_channel[stay.to(weight.device)].view(groups, kept, outputs, *weight.shape[2:])
     return by_channel.transpose(1, 2).flatten(0, 1)
 
 
@@ -495,8 +622,9 @@ def with_foldable_constants(model: nn.Module, example, plans: list[Plan], redund
     possible = []
     for plan in plans:
         try:
-            for slot in plan.group.consumers if bool(plan.constant.any()) else ():
-                constant_values(plan, slot, operations)
+            if bool(plan.constant.any()):
+                for slot in plan.group.consumers:
+                    constant_values(plan, slot, operations)
         except CollapseError:
             plan = with_merged(plan.group, plan.gone, torch.zeros_like(plan.constant), redundant)
         if len(plan.kept) < plan.group.size:

@@ -721,7 +721,9 @@ def reduced(follower: Follower, operation: Operation) -> None:
     state = follower.state(x)
     dims = operation.argument("dim")
     dims = range(x.ndim) if dims is None or dims == [] else dims
-    dims = {dim % x.ndim for dim in (dims if not isinstance(dims, int) else [dims])}
+    if isinstance(dims, int):
+        dims = [dims]
+    dims = {dim % x.ndim for dim in dims}
     varying = axes_that_vary(state.labels)
     outputs = tensors_in(operation.output)
     if varying & dims and not (varying - dims and operation.name in ("sum", "mean")):

@@ -27,7 +27,7 @@ class CollapseLog:
     move to another device.
 
     `rows`: a dict per layer and record: step, name, width, vanishing, redundant, independent, fraction, ...
-    (`collapse_report` without the rank). Raises CollapseError for what `collapse_report` refuses, NaN parameters too.
+    (`collapse_report` without the rank). Raises CollapseError for what `collapse_report` refuses, NaN anywhere too.
     """
 
     def __init__(self, model: nn.Module, example, vanishing: float = 0.1, redundant: float = 0.1):

@@ -172,8 +172,9 @@ class Skipped(NamedTuple):
 class NeuronGroups(list):
     """The groups of a network, in the order they run, and what was not measured."""
 
-    def __init__(self, groups: list[NeuronGroup], skipped: list[Skipped], covered: float):
+    def __init__(self, groups: list[NeuronGroup], skipped: list[Skipped], covered: float, model: nn.Module):
         super().__init__(groups)
+        self.model = model  # whose groups they are, without wrappers
         self.skipped = skipped
         self.covered = covered  # share of the parameters that belong to a measured neuron
 
@@ -327,7 +328,7 @@ def groups_of(model: nn.Module, follower: Follower) -> NeuronGroups:
             groups.append((order, int(group.producers[0].index[0, 0]), group))
     groups.sort(key=lambda entry: entry[:2])
     groups = with_unique_names([group for *_, group in groups])
-    return NeuronGroups(groups, list(dict.fromkeys(skipped)), covered_share(model, groups))
+    return NeuronGroups(groups, list(dict.fromkeys(skipped)), covered_share(model, groups), model)
 
 
 def make_group(
@@ -355,7 +356,11 @@ def make_group(
         note = follower.coupled[coupled]
         reason = f"{note.layer}: {note.reason}" if note.layer else note.reason
     consumers = [holder for holder, _ in members if "outgoing" in holder.roles]
-    kind = "query-key" if classes.contracted[neurons].any() else "value" if classes.mixed[neurons].any() else "neuron"
+    kind = "neuron"
+    if classes.contracted[neurons].any():
+        kind = "query-key"
+    elif classes.mixed[neurons].any():
+        kind = "value"
     return NeuronGroup(
         name=slots[0].name or slots[0].parameter,
         size=len(neurons),
@@ -509,4 +514,4 @@ def layer_pairs(model: nn.Module, recording: Recording) -> NeuronGroups:
         columns = torch.arange(size * block).view(size, block)
         slots.append(Slot(next_name, following, "weight", "outgoing", 1, columns))
         groups.append(NeuronGroup(name, size, tuple(slots), torch.zeros(size, dtype=torch.long)))
-    return NeuronGroups(groups, [], covered_share(model, groups))
+    return NeuronGroups(groups, [], covered_share(model, groups), model)

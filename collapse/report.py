@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from collapse.errors import CollapseError
 from collapse.metrics import count, effective_rank, independent_neurons, normalized_distances, row_squares
 from collapse.neurons import NeuronGroup, NeuronGroups, Skipped, neuron_groups
-from collapse.trace import record, unwrapped
+from collapse.trace import check_finite, check_values, record, unwrapped
 
 # ======================================================================================
 # The report
@@ -53,9 +53,14 @@ def collapse_report(
     the example): how many never move on these batches. `incoming_mask` takes the vanishing norm over the
     incoming weights alone, as the published figures did.
 
-    Raises CollapseError for what `neuron_groups` refuses, NaN or infinite parameters, and impossible thresholds.
+    Raises CollapseError for what `neuron_groups` refuses, NaN or infinite values anywhere in the network, and
+    impossible thresholds.
     """
+    network = model.model if isinstance(model, NeuronGroups) else model
+    if isinstance(network, nn.Module):
+        check_finite(unwrapped(network))
     groups = model if isinstance(model, list) else neuron_groups(model, example, pairing)
+    check_slots(groups, computed_alone=isinstance(network, nn.Module))
     still = None
     if data is not None:
         if isinstance(model, list):
@@ -63,7 +68,6 @@ def collapse_report(
         still = silent_neurons(unwrapped(model), groups, data)
     rows = []
     for number, group in enumerate(groups):
-        check_finite(group)
         vectors = group.vectors()
         row = measure(group, vectors, vanishing, redundant, incoming_mask)
         if rank:
@@ -92,14 +96,18 @@ def measure(group: NeuronGroup, vectors: Tensor, vanishing: float, redundant: fl
     }
 
 
-def check_finite(group: NeuronGroup) -> None:
-    """Raises CollapseError that names the parameter or running statistic that holds NaN or infinite values."""
-    for slot in group.slots:
-        ends = torch.stack(slot.tensor.detach().aminmax())  # NaN is both; no copy of the whole, as isfinite makes
-        if not bool(ends.isfinite().all()):
-            path = f"{slot.name}.{slot.parameter}".lstrip(".")
-            words = f"the neurons of {group.name} hold NaN or infinite values ({path}): the network has diverged"
-            raise CollapseError(words)
+def check_slots(groups: list[NeuronGroup], computed_alone: bool) -> None:
+    """Raises CollapseError that names the parameter, of those of neurons, that holds NaN or infinite values.
+
+    `computed_alone`: only weights that are computed from parameters; those of the network itself have been checked.
+    """
+    tensors = {}
+    for group in groups:
+        for slot in group.slots:
+            if slot.computed or not computed_alone:
+                tensors[f"{slot.name}.{slot.parameter}".lstrip(".")] = slot.tensor
+    for name, tensor in tensors.items():
+        check_values(tensor, name)
 
 
 def square_sizes(group: NeuronGroup, roles: tuple[str, ...], weights_only: bool = False) -> Tensor:
@@ -270,8 +278,9 @@ def distance_maps(model: nn.Module, example, names: tuple[str, ...], side: int =
     A dict per name: `width`, `clusters`, and `incoming` and `outgoing`, each [m, m] to two decimals, with
     m = min(width, side) by averaging. Neurons are ordered by `cluster_order` into as many clusters as
     are independent, vanished ones not set aside: they lie at distance 2 from all others.
-    Raises CollapseError for a name that no group has.
+    Raises CollapseError for a name that no group has, and NaN or infinite values in the network.
     """
+    check_finite(unwrapped(model))
     groups = {group.name: group for group in neuron_groups(model, example)}
     maps = []
     for name in names:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -179,7 +180,7 @@ def call(model: nn.Module, example):
 
 
 def check_example(model: nn.Module, example) -> None:
-    """Raises CollapseError unless the example holds tensors and the model real, finite parameters with values."""
+    """Raises CollapseError unless the example holds tensors and the model real parameters with values."""
     if not tensors_in(example):
         raise CollapseError("an example is needed to follow the network: a batch of its inputs (tensor, tuple or dict)")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -189,6 +190,38 @@ def check_example(model: nn.Module, example) -> None:
             raise CollapseError(f"{name} is complex: neurons of complex networks are not followed")
         if hasattr(tensor, "placements"):
             raise CollapseError(f"{name} is sharded (DTensor): gather the full network on one process first")
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raises CollapseError that names the first parameter or buffer with NaN or infinite values.
+
+    Buffers that aren't the statistics of a norm may be infinite, as masks of attention are. What is complex or has no
+    values is refused by `record`.
+    """
+    for path, module in model.named_modules():
+        statistics = "running_mean" in module._buffers
+        for name, tensor in module._parameters.items():
+            check_values(tensor, f"{path}.{name}".lstrip("."))
+        for name, tensor in module._buffers.items():
+            check_values(tensor, f"{path}.{name}".lstrip("."), may_be_infinite=not statistics)
+
+
+def check_values(tensor: Tensor | None, name: str, may_be_infinite: bool = False) -> None:
+    """Raises CollapseError for NaN among a tensor's values, and for infinite ones unless they are allowed."""
+    if not has_values(tensor):
+        return
+    ends = torch.stack(tensor.detach().aminmax())  # NaN is both; no copy of the whole, as isfinite makes
+    wrong = ends.isnan() if may_be_infinite else ~ends.isfinite()
+    if bool(wrong.any()):
+        raise CollapseError(f"{name} holds NaN or infinite values: the network has diverged")
+
+
+def has_values(tensor: Tensor | None) -> bool:
+    """Whether it is a plain tensor of real numbers that are there, at least one of them."""
+    if tensor is None or is_lazy(tensor) or not tensor.is_floating_point():
+        return False
+    elsewhere = tensor.is_meta or hasattr(tensor, "placements") or tensor.layout != torch.strided
+    return not elsewhere and tensor.itemsize > 1 and tensor.numel() > 0  # PyTorch can't compare numbers of 8 bits
 
 
 def record(model: nn.Module, example) -> Recording:

@@ -110,10 +110,15 @@ def measure_network(
     return Measured(label, report, count_parameters(network), needed, why_not)
 
 
+def cut(words: str) -> str:
+    """A line of at most 100 columns."""
+    return words if len(words) <= 100 else words[:97] + "..."
+
+
 def print_measured(one: Measured) -> None:
     print(f"\n{one.label}\n{one.report}")
     if one.needed is None:
-        print(f"{one.parameters:,} parameters; no simpler network: {one.why_not}")
+        print(cut(f"{one.parameters:,} parameters; no simpler network: {one.why_not}"))
     else:
         share = one.needed / one.parameters
         print(f"{one.parameters:,} parameters, of which the simpler network needs {one.needed:,} ({share:.1%})")
@@ -222,5 +227,6 @@ def extraction_table(rows: list[dict]) -> str:
             f"{name:40} {row['width']:7,} {row['vanished']:9,} {row['constant']:9,} {row['merged']:7,} {row['kept']:7,}"
         )
         if row["left"]:
-            lines.append(f"  left whole: {row['left']}"[:100])
+            what = "left whole" if row["kept"] == row["width"] else "not all taken"
+            lines.append(cut(f"  {what}: {row['left']}"))
     return "\n".join(lines)

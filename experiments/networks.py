@@ -1,9 +1,10 @@
-"""How far the library reaches: networks that people use, followed and extracted; beside it torch-pruning's graph.
+"""How far the library reaches: networks that people use, followed and extracted; beside it what others do.
 
-timm, transformers and torch-pruning are used where they are installed; none of them is needed.
+timm, transformers, torch-pruning and torch-simplify are used where they are installed; none of them is needed.
 """
 
 import contextlib
+import copy
 import importlib
 import signal
 import time
@@ -281,6 +282,30 @@ def torch_prunings(model: nn.Module, example, limit: float) -> dict | None:
     return row
 
 
+def torch_simplifys(model: nn.Module, example, limit: float) -> dict | None:
+    """What torch-simplify makes of the same network with the same planted collapse: it takes out vanished neurons.
+
+    `removed`: whether any parameters went. None where it isn't installed.
+    """
+    try:
+        simplify = importlib.import_module("simplify").simplify
+    except ImportError:
+        return None
+    row = {"change": None, "removed": None, "failure": None}
+    before, parameters = outputs(model, example), count_parameters(model)
+    start = time.process_time()
+    try:
+        with at_most(limit):
+            smaller = simplify(copy.deepcopy(model), example, fuse_bn=False)
+        row["seconds"] = time.process_time() - start
+        row["removed"] = count_parameters(smaller) < parameters
+        row["change"] = relative_change(before, outputs(smaller, example))
+    except Exception as error:  # whatever it raises
+        row["failure"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:120]
+    row.setdefault("seconds", time.process_time() - start)
+    return row
+
+
 def networks(
     sources: tuple = ("torchvision", "timm", "transformers"),
     names: tuple = (),
@@ -322,7 +347,8 @@ def one_network(source: str, name: str, make, limit: float, seed: int) -> dict:
         row["ours"] = ours(model, example, precise=name.startswith(DETECTORS))
     except CollapseError as error:
         row["failure"] = str(error)
-    row["torch_pruning"] = torch_prunings(model, example, limit)
+    row["torch_simplify"] = torch_simplifys(model, example, limit)
+    row["torch_pruning"] = torch_prunings(model, example, limit)  # which changes the model
     return row
 
 
@@ -346,11 +372,18 @@ def line_of(row: dict) -> str:
         words += f"{found['groups']:6} {found['covered']:7.0%} {whole:>5} {found['change']:8.0e} "
         words += f"{found['seconds']:7.2f} "
     theirs = row["torch_pruning"]
-    if theirs is None:
-        return words.rstrip()
-    groups = "-" if theirs["groups"] is None else str(theirs["groups"])
+    if theirs is not None:
+        groups = "-" if theirs["groups"] is None else str(theirs["groups"])
+        words += f"{groups:>13} {as_change(theirs)} {theirs['seconds']:7.2f} "
+    simplified = row["torch_simplify"]
+    if simplified is not None:
+        words += f"torch-simplify: {as_change(simplified)} {simplified['seconds']:7.2f}"
+    return words.rstrip()
+
+
+def as_change(theirs: dict) -> str:
     change = "-" if theirs["change"] is None else f"{theirs['change']:.0e}"
-    return f"{words}{groups:>13} {change:>8} {theirs['seconds']:7.2f}"
+    return f"{change:>8}"
 
 
 def summary_of(source: str, rows: list[dict]) -> str:
@@ -366,4 +399,9 @@ def summary_of(source: str, rows: list[dict]) -> str:
         built = sum(one["groups"] is not None for one in theirs)
         same = sum(one["change"] is not None and one["change"] < 1e-5 for one in theirs)
         words += f"; torch-pruning: {built} followed, {same} exactly"
+    simplified = [row["torch_simplify"] for row in rows if row["torch_simplify"]]
+    if simplified:
+        ran = sum(one["change"] is not None for one in simplified)
+        same = sum(one["change"] is not None and one["change"] < 1e-5 and one["removed"] for one in simplified)
+        words += f"; torch-simplify: {ran} run, {same} made smaller exactly"
     return words

@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import shutil
+import statistics
 import subprocess
 
 import pytest
@@ -282,8 +283,25 @@ def test_the_table_of_networks_in_use_is_their_result():
     page = (ROOT / "docs" / "your_network.md").read_text(encoding="utf-8")
     result = load_result(ROOT / "results" / "beyond_wild.json", quick=False)
     for one in read_wild(result):
-        cells = [one.name, *(f"{count:,}" for count in (one.width, one.vanishing, one.redundant, one.constant))]
+        cells = [
+            one.name,
+            *(f"{count:,}" for count in (one.parameters, one.width, one.vanishing, one.redundant, one.constant)),
+        ]
         for cut in (one.paper, one.exact):
             answers = "" if cut.same_answer is None else f" ({cut.same_answer:.0%})"
             cells.append(f"{1 - one.removed(cut):.1%}, {cut.change:.2g}{answers}")
         assert f"| {' | '.join(cells)} |" in page
+
+
+def test_the_seconds_in_the_table_of_reach_are_measured():
+    page = (ROOT / "docs" / "your_network.md").read_text(encoding="utf-8")
+    rows = {"torchvision": "torchvision's", "timm": "timm", "transformers": "transformers", "tasks": "fcn_resnet50"}
+    found = []
+    for name in ("networks", "tasks"):
+        found += json.loads((ROOT / "results" / f"benchmark_{name}.json").read_text(encoding="utf-8"))["networks"]
+    for source, start in rows.items():
+        (line,) = re.findall(rf"^\| {start}.*$", page, re.M)
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        for who, place in (("ours", 5), ("torch_pruning", 8)):
+            times = [row[who]["seconds"] for row in found if row["source"] == source and row[who]]
+            assert cells[place] == f"{statistics.median(times):.2f} ({max(times):.2f})"

@@ -344,7 +344,111 @@ def test_heads_lose_the_same_number_of_neurons():
     smaller = extract_subnetwork(model, x, 1e-6, 1e-6)
     row = next(row for row in smaller.extraction if row["name"] == "1.value")
     assert row["merged"] == 2 and row["kept"] == 6  # two in the first head, of which one stays: one in each
+    assert "each part (a head, a group of a convolution) must keep as many" in row["left"]
     assert_same_function(model, smaller, x)
+
+
+class Branches(nn.Module):
+    """ResNeXt's block: 1 x 1, in four groups (twice with `depth` 2), 1 x 1."""
+
+    def __init__(self, depth=1):
+        super().__init__()
+        self.enter, self.norm = nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16)
+        layers = [nn.Conv2d(16, 16, 3, padding=1, groups=4) for _ in range(depth)]
+        self.grouped = nn.ModuleList(layers)
+        self.leave = nn.Conv2d(16, 5, 1)
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.enter(x)))
+        for layer in self.grouped:
+            x = F.relu(layer(x))
+        return self.leave(x)
+
+
+def branches(depth, lost=(), seed=0):
+    """(network, example, its groups of neurons), of which groups lose the branches `lost` = [(group, branch), ...]."""
+    torch.manual_seed(seed)
+    model, x = Branches(depth).double().eval(), torch.randn(2, 3, 5, 5).double()
+    model.norm.running_mean.normal_()
+    groups = neuron_groups(model, x)
+    for group, branch in lost:
+        put_neuron(groups[group].slots, slice(4 * branch, 4 * branch + 4), None)
+    return model, x, groups
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_group_of_a_convolution_goes_whole(depth, tmp_path):
+    every = range(depth + 1)
+    model, x, groups = branches(depth, [(group, branch) for group in every for branch in (1, 3)])
+    for group in groups:
+        for first in (0, 8):  # of those that stay, one goes: in one it has vanished, in the other it is like another
+            put_neuron(group.slots, first, None if first else 1)
+    smaller = extract_subnetwork(model, x, 1e-9, 1e-9)
+    for layer in smaller.grouped:
+        assert layer.groups == 2 and layer.in_channels == layer.out_channels == 6 and layer.weight.shape[:2] == (6, 3)
+    counts = {(row["vanished"], row["merged"], row["kept"], row["left"]) for row in smaller.extraction}
+    assert counts == {(9, 1, 6, None)}
+    assert parameters(smaller) < parameters(model) / 2
+    assert_same_function(model, smaller, x, 1e-12)
+    assert_same_function(model, smaller, torch.randn_like(x), 1e-12)
+    save_network(smaller, tmp_path / "small.pt")
+    assert torch.equal(load_network(tmp_path / "small.pt", Branches(depth).double())(x), smaller(x))
+    # one branch alone is an ordinary convolution
+    model, x, _ = branches(depth, [(group, branch) for group in every for branch in (0, 1, 3)])
+    smaller = extract_subnetwork(model, x, 1e-9, 1e-9)
+    assert [layer.groups for layer in smaller.grouped] == [1] * depth
+    assert_same_function(model, smaller, x, 1e-12)
+
+
+def test_a_branch_that_says_a_constant_goes_whole():
+    model, x, _ = branches(1, [(0, 2)])
+    with torch.no_grad():
+        model.grouped[0].weight[8:12] = 0  # its biases are left
+    smaller = extract_subnetwork(model, x, 1e-9, 0.0)
+    assert [(row["vanished"], row["constant"]) for row in smaller.extraction] == [(4, 0), (0, 4)]
+    assert smaller.grouped[0].groups == 3
+    assert_same_function(model, smaller, x, 1e-12)
+
+
+def test_a_branch_that_is_gone_on_one_side_alone_is_left_by_name():
+    model, x, _ = branches(1, [(1, 1)])  # the layer before still makes what nobody hears
+    with pytest.raises(
+        CollapseError, match=r"grouped.0: each part \(a head, a group of a convolution\) must keep as many"
+    ):
+        extract_subnetwork(model, x, 1e-9, 0.0)
+    # two convolutions in a row: the first keeps its branch, so the second must
+    model, x, groups = branches(2, [(1, 1), (2, 1)])
+    assert [row["vanishing"] for row in collapse_report(model, x)] == [0, 4, 4]
+    for group in groups:
+        for branch in range(4):
+            put_neuron(group.slots, 4 * branch, None)
+    smaller = extract_subnetwork(model, x, 1e-9, 0.0)
+    assert [(row["vanished"], row["kept"]) for row in smaller.extraction] == [(4, 12)] * 3
+    assert ["must keep as many" in (row["left"] or "") for row in smaller.extraction] == [False, True, True]
+    assert_same_function(model, smaller, x, 1e-12)
+
+
+def test_both_sides_of_a_branch_go_together_where_another_layer_refuses():
+    class Beside(nn.Module):
+        """The branches, and layers whose size is written into the code."""
+
+        def __init__(self):
+            super().__init__()
+            self.branches, self.viewed = Branches(), nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
+
+        def forward(self, x, y):
+            y = self.viewed[1](self.viewed[0](y)).view(-1, 8)
+            return self.branches(x), self.viewed[2](y)
+
+    torch.manual_seed(0)
+    model = Beside().double().eval()
+    example = torch.randn(2, 3, 5, 5).double(), torch.randn(2, 6).double()
+    for group in neuron_groups(model, example):
+        put_neuron(group.slots, slice(4), None)
+    smaller = extract_subnetwork(model, example, 1e-9, 1e-9)
+    left = {row["name"]: row["left"] for row in smaller.extraction}
+    assert smaller.branches.grouped[0].groups == 3 and "a size is written" in left.pop("viewed.0")
+    assert set(left.values()) == {None}
 
 
 def test_nothing_to_extract_is_said():
@@ -357,12 +461,14 @@ def test_nothing_to_extract_is_said():
 
 def test_a_diverged_network_is_not_extracted():
     model = mlp()
-    model[2].weight.data[0, 0] = math.nan
-    with pytest.raises(CollapseError, match=r"the neurons of 0 hold NaN or infinite values \(2.weight\)"):
-        extract_subnetwork(model, torch.randn(2, 10))
+    for path in ("2.weight", "4.bias"):  # the last is no neuron's
+        diverged = copy.deepcopy(model)
+        diverged.get_parameter(path).data.view(-1)[0] = math.nan
+        with pytest.raises(CollapseError, match=f"^{path} holds NaN or infinite values"):
+            extract_subnetwork(diverged, torch.randn(2, 10))
     model, x = network("batch norm mlp")
     model[1].running_var[3] = math.inf
-    with pytest.raises(CollapseError, match=r"\(1.running_var\)"):
+    with pytest.raises(CollapseError, match=r"^1.running_var holds NaN"):
         extract_subnetwork(model, x)
     for thresholds in ((2.0, 0.1), (0.1, 9.0), (-1.0, 0.1), (0.1, math.nan)):
         with pytest.raises(CollapseError, match="thresholds must be"):

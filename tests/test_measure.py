@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 import subnetworks
-from collapse import collapse_report, extract_subnetwork, load_network, neuron_groups
+from collapse import CollapseReport, collapse_report, extract_subnetwork, load_network, neuron_groups
 from experiments import examples, wild
 from experiments.checkpoints import load_weights, read_safetensors
 from experiments.extraction import plant_collapse
-from experiments.measure import example_of, make_network, measure
+from experiments.measure import Measured, example_of, make_network, measure, print_measured
 from lib.errors import InputError
 
 OWN = """
@@ -343,3 +343,11 @@ def test_the_sentence_encoder_is_berts():
     expected = nn.functional.linear(heads, bert[f"{name}.weight"], bert[f"{name}.bias"])
     found = model.eval().encoder.layers[0].self_attn(x, x, x, need_weights=False)[0]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_why_there_is_no_simpler_network_fits_a_line(capsys):
+    report = CollapseReport([], None, [])
+    print_measured(Measured("mine", report, 1234, None, "because " * 40))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("1,234 parameters; no simpler network: because") and lines[-1].endswith("...")
+    assert max(map(len, lines)) <= 100

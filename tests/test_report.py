@@ -10,9 +10,12 @@ from torch import nn
 import core
 from collapse import (
     CollapseError,
+    CollapseLog,
+    collapse_exponent,
     collapse_report,
     distance_maps,
     effective_rank,
+    extract_subnetwork,
     neuron_groups,
     normalized_distances,
 )
@@ -179,12 +182,76 @@ def test_silence_is_one_number_for_all_batches():
     assert collapse_report(model, batches[0], data=batches)[0]["silent"] == 0
 
 
-def test_not_a_number_is_refused_by_name():
-    for parameter, path in (("running_mean", "1.running_mean"), ("weight", "1.weight")):
-        model, example = network("batch norm mlp")
-        getattr(model[1], parameter).data[2] = math.nan
-        with pytest.raises(CollapseError, match=rf"neurons of 0 hold NaN or infinite values \({path}\)"):
-            collapse_report(model, example)
+class Masked(nn.Module):
+    """A mask of attention, a layer of which no neuron is measured, one that isn't used, and an MLP."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", torch.full((4, 4), -math.inf).triu(1))
+        self.register_buffer("steps", torch.zeros(3, dtype=torch.long))
+        self.register_buffer("nothing", torch.empty(0))
+        self.fourier, self.unused = nn.Linear(4, 4), nn.Linear(2, 2)
+        self.one, self.norm, self.other = nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = torch.fft.fft(self.fourier(x + self.mask.softmax(1))).real
+        return self.other(self.norm(self.one(x)))
+
+
+def fill(model, path, value):
+    """The first entry of a parameter or buffer becomes this."""
+    layer, _, name = path.rpartition(".")
+    getattr(model.get_submodule(layer), name).detach().view(-1)[0] = value
+
+
+DIVERGED = "unused.weight fourier.bias one.weight norm.running_mean norm.weight other.bias mask".split()
+
+
+@pytest.mark.parametrize("path", DIVERGED)
+def test_not_a_number_is_refused_by_name_wherever_it_is(path):
+    model, x = Masked(), torch.randn(4, 4)
+    fill(model, path, math.nan)
+    words = f"^{path} holds NaN or infinite values: the network has diverged"
+    groups = neuron_groups(model, x)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batches = [(x, torch.zeros(4, dtype=torch.long))]
+    for refused in (
+        lambda: collapse_report(model, x),
+        lambda: collapse_report(nn.DataParallel(model), x),
+        lambda: collapse_report(groups),
+        lambda: CollapseLog(model, x).record(0),
+        lambda: distance_maps(model, x, ("one",)),
+        lambda: extract_subnetwork(model, x),
+        lambda: collapse_exponent(model, {"one": [[0, 1]]}, batches, optimizer),
+    ):
+        with pytest.raises(CollapseError, match=words):
+            refused()
+
+
+def test_infinite_values_are_refused_but_in_masks():
+    model, x = Masked(), torch.randn(4, 4)
+    assert len(collapse_report(model, x)) == 1
+    for path in DIVERGED[:-1]:
+        diverged = copy.deepcopy(model)
+        fill(diverged, path, math.inf)
+        with pytest.raises(CollapseError, match=f"^{path} holds NaN or infinite values"):
+            collapse_report(diverged, x)
+    # some groups alone know of their own parameters alone
+    fill(model, "unused.weight", math.nan)
+    some = list(neuron_groups(model, x))
+    assert len(collapse_report(some)) == 1
+    fill(model, "other.weight", math.nan)
+    with pytest.raises(CollapseError, match=r"^other.weight holds NaN"):
+        collapse_report(some)
+
+
+def test_a_computed_weight_that_is_not_a_number_is_refused():
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(5, 6))
+    layer.parametrizations.weight.original1.data[2] = 0  # the direction of one row, divided by its norm
+    model, x = nn.Sequential(layer, nn.ReLU(), nn.Linear(6, 2)), torch.randn(3, 5)
+    for look in (collapse_report, extract_subnetwork):
+        with pytest.raises(CollapseError, match=r"^0.weight holds NaN"):
+            look(model, x)
 
 
 # ======================================================================================
