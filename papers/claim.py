@@ -14,9 +14,9 @@
     check       an identity of the mathematics, or a cost: it tells that the code is right, and is no finding
 
 Verdicts: True, False; "not resolved", raised on purpose as NotResolved(reason), or because an expected or a measured
-number is NaN, or because what holds with seed 0 fails with another; "not run", where results or parts of them aren't
-there yet; "quick", from small settings. An exception of the code is never a verdict: it is raised again, naming the
-claim.
+number is NaN, or because what holds with seed 0 fails with another, or holds with no other; "not run", where results
+or parts of them aren't there yet; "quick", from small settings. An exception of the code is never a verdict: it is
+raised again, naming the claim.
 """
 
 import dataclasses
@@ -67,6 +67,10 @@ class NotResolved(Exception):
         self.expected = expected
         self.measured = measured
         self.error = error
+
+
+class OtherSettings(NotResolved):
+    """The published numbers belong to other settings, or to another random stream: there is nothing to compare."""
 
 
 class NotRun(Exception):
@@ -174,6 +178,7 @@ def verdict_of(one: Claim, needs: tuple[str, ...], readings: dict, quick: bool) 
         outcome = one.function(*(readings[name] for name in needs))
     except NotResolved as open_:
         verdict = as_row(open_.expected, open_.measured, open_.error, "not resolved", open_.reason)
+        verdict["comparable"] = not isinstance(open_, OtherSettings)
     except NotRun as waiting:
         verdict = as_row("", None, "", "not run", waiting.reason, waiting.command or command_of(needs[0]))
     except ResultError:
@@ -188,22 +193,44 @@ def verdict_of(one: Claim, needs: tuple[str, ...], readings: dict, quick: bool) 
 
 
 def weigh_seeds(table: list[dict], others: dict) -> list[dict]:
-    """The table, where no claim holds that fails with other seeds: it isn't resolved then.
+    """The table, where no claim holds that fails with other seeds, or that no other seed confirms.
 
-    others: {name of the other seeds: the same claims judged with them}. A claim that fails here stays failed.
+    others: {name of the other seeds: the same claims judged with them}. A claim that fails here stays failed, and says
+    so if it holds with all others.
     """
-    failing: dict[str, list] = {}
+    elsewhere: dict[str, dict] = {}
     for name, rows in others.items():
         for row in rows:
-            if row["holds"] is False:
-                failing.setdefault(row["id"], []).append(name)
-    weighed = []
-    for row in table:
-        if row["holds"] is True and row["id"] in failing:
-            reason = f"holds with seed 0, fails with {' and '.join(failing[row['id']])}"
-            row = row | {"holds": "not resolved", "reason": reason}
-        weighed.append(row)
-    return weighed
+            if was_judged(row):
+                elsewhere.setdefault(row["id"], {})[name] = row["holds"]
+    return [weigh_seeds_of(row, elsewhere.get(row["id"], {})) for row in table]
+
+
+def was_judged(row: dict) -> bool:
+    """With these seeds; not where there are no results, or published numbers belong to another random stream."""
+    return row["holds"] not in ("not run", "quick") and row["comparable"]
+
+
+def weigh_seeds_of(row: dict, verdicts: dict) -> dict:
+    """One row; verdicts: {name of the other seeds: what it is with them}."""
+    if not verdicts or not isinstance(row["holds"], bool):
+        return row
+    holding = [name for name, verdict in verdicts.items() if verdict is True]
+    failing = [name for name, verdict in verdicts.items() if verdict is False]
+    undecided = [name for name, verdict in verdicts.items() if verdict == "not resolved"]
+    if row["holds"] is False:
+        all_others = len(holding) == len(verdicts)
+        return row | {"reason": f"fails with seed 0 only, holds with {' and '.join(holding)}"} if all_others else row
+    if failing:
+        return row | {"holds": "not resolved", "reason": f"holds with seed 0, fails with {' and '.join(failing)}"}
+    if not holding:
+        return row | {
+            "holds": "not resolved",
+            "reason": f"holds only with seed 0, not resolved with {' and '.join(undecided)}",
+        }
+    if undecided:
+        return row | {"reason": f"with {' and '.join(undecided)} not resolved"}
+    return row
 
 
 def weigh(outcome: Outcome) -> dict:
@@ -225,6 +252,7 @@ def as_row(expected, measured, error, holds, reason="", command="") -> dict:
         "holds": holds,
         "reason": reason,
         "command": command,
+        "comparable": True,
     }
 
 
@@ -241,10 +269,10 @@ def numbers(values, form: str = ".3f", text: str | None = None) -> Numbers:
 
 
 def need_settings(settings: dict, **published) -> None:
-    """Raises NotResolved unless a result has the settings of the published numbers that it is held against."""
+    """Raises OtherSettings unless a result has the settings of the published numbers that it is held against."""
     for name, value in published.items():
         if settings.get(name) != value:
-            raise NotResolved(f"published with {name} = {value}, not {settings.get(name)}")
+            raise OtherSettings(f"published with {name} = {value}, not {settings.get(name)}")
 
 
 def need_measurement(value, what: str, command: str = "") -> None:

@@ -15,7 +15,8 @@ from papers.beyond.readings import Extracted, Extraction, Forecast, Switch, Wind
 from papers.chaotic_dynamics.readings import Copies, SmallCopies, Subspace
 from papers.claim import Claims, NotResolved, NotRun, Numbers, Outcome, numbers
 from papers.result import Result, ResultError, load_result
-from papers.sparse_features.readings import Deep, DeepRun
+from papers.sparse_features import published as sparse_published
+from papers.sparse_features.readings import Deep, DeepRun, chosen
 from papers.stochastic_collapse import published
 from papers.stochastic_collapse.readings import Counts, Invariance, Sweep, Training, parse_sweep
 from tests import mutations
@@ -136,13 +137,54 @@ def test_without_results_nothing_is_judged_and_quick_ones_decide_nothing(reading
     assert {row["holds"] for row in claim.judge(registry.CLAIMS, some, quick=True)} == {"quick", "not run"}
 
 
-def test_what_fails_with_another_seed_is_not_resolved():
-    own = [{"id": name, "holds": holds, "reason": ""} for name, holds in (("a", True), ("b", True), ("c", False))]
-    there = [{"id": name, "holds": holds} for name, holds in (("a", False), ("b", "not resolved"), ("c", True))]
-    weighed = claim.weigh_seeds(own, {"seed1": there, "seed1000": there})
-    assert [row["holds"] for row in weighed] == ["not resolved", True, False]
-    assert weighed[0]["reason"] == "holds with seed 0, fails with seed1 and seed1000"
+def rows_of_seeds(**verdicts):
+    """A table of one seed: {id: verdict}; "other stream" where the published numbers belong to another one."""
+    rows = []
+    for name, verdict in verdicts.items():
+        comparable = verdict != "other stream"
+        holds = verdict if comparable else "not resolved"
+        rows.append({"id": name, "holds": holds, "reason": "", "comparable": comparable})
+    return rows
+
+
+SEED_CASES = {  # with seed 0, seed1, seed1000 -> the verdict that is told, and why
+    "fails elsewhere": (
+        (True, False, False),
+        ("not resolved", "holds with seed 0, fails with seed1 and seed1000"),
+    ),
+    "fails once": ((True, True, False), ("not resolved", "holds with seed 0, fails with seed1000")),
+    "confirmed nowhere": (
+        (True, "not resolved", "not resolved"),
+        ("not resolved", "holds only with seed 0, not resolved with seed1 and seed1000"),
+    ),
+    "confirmed once": ((True, "not resolved", True), (True, "with seed1 not resolved")),
+    "confirmed": ((True, True, True), (True, "")),
+    "another stream": ((True, "other stream", "other stream"), (True, "")),
+    "never run again": ((True, "not run", "not run"), (True, "")),
+    "judged by one other": ((True, "not run", "not resolved"), ("not resolved", "holds only with seed 0, not resolved with seed1000")),
+    "fails here only": ((False, True, True), (False, "fails with seed 0 only, holds with seed1 and seed1000")),
+    "fails here and there": ((False, False, True), (False, "")),
+    "fails, not resolved": ((False, "not resolved", True), (False, "")),
+    "open here": (("not resolved", True, True), ("not resolved", "")),
+}
+
+
+@pytest.mark.parametrize("case", SEED_CASES)
+def test_no_claim_holds_by_seed_0_alone(case):
+    seeds, told = SEED_CASES[case]
+    own, first, second = (rows_of_seeds(one=verdict) for verdict in seeds)
+    weighed = claim.weigh_seeds(own, {"seed1": first, "seed1000": second})[0]
+    assert (weighed["holds"], weighed["reason"]) == told
     assert claim.weigh_seeds(own, {}) == own
+
+
+def test_published_numbers_of_another_random_stream_are_not_judged_with_it(readings):
+    content = raw("pair")
+    content["settings"]["seed"] = 1
+    rows = claim.judge(registry.CLAIMS, {"pair": registry.read("pair", Result(content))})
+    by_id = {row["id"]: row for row in rows}
+    assert not claim.was_judged(by_id["pair-published"]) and claim.was_judged(by_id["pair-rate"])
+    assert not claim.was_judged(by_id["quartic-published"])  # no result
 
 
 def test_the_committed_table_follows_from_the_committed_results(readings):
@@ -367,6 +409,14 @@ def plateaus(readings, order):
     return dataclasses.replace(reading, sgd=groups)
 
 
+def plateau_levels(readings, factor):
+    """Runs whose own window medians are the published ones times a factor, at looks that say something else."""
+    reading = readings["sparse_diagonal"]
+    levels = np.outer(sparse_published.DIAGONAL_PLATEAU, factor + 0.01 * np.linspace(-1, 1, 32))
+    groups = [dataclasses.replace(group, levels=levels) for group in reading.sgd]
+    return dataclasses.replace(reading, sgd=groups)
+
+
 def fixed(readings, name, layers, order, label="published"):
     source = [group for group in getattr(readings["sparse_relu"], layers) if group.name == "published"]
     return with_groups(readings["sparse_relu"], name, renamed(source, label), order)
@@ -428,14 +478,15 @@ def made_up(readings):
         "diagonal-data-sets-test": ([durations(readings, 1)], [durations(readings, -1)]),
         "diagonal-data-sets-rank": ([durations(readings, 1)], [durations(readings, -1)]),
         "diagonal-plateau-jacobian": ([plateaus(readings, 1)], [plateaus(readings, -1)]),
+        "diagonal-plateau-loss": ([plateau_levels(readings, 1.9)], [plateau_levels(readings, 2.1)]),
         "two-fixed-trend": ([fixed(readings, "two_fixed", "two", 1)], [fixed(readings, "two_fixed", "two", 0)]),
         "two-stable-trend": (
             [fixed(readings, "two_stable", "two", 1, "relative")],
             [fixed(readings, "two_stable", "two", 0, "relative")],
         ),
         "two-order-trend": (
-            [fixed(readings, "two_variants", "two", 1, "decay first")],
-            [fixed(readings, "two_variants", "two", 0, "decay first")],
+            [fixed(readings, "two_variants", "two", 1, "step first")],
+            [fixed(readings, "two_variants", "two", 0, "step first")],
         ),
         "three-fixed-rank": ([three_fixed(readings, 0)], [three_fixed(readings, 30)]),
         "regression-overdone": ([stuck(readings, 14)], [stuck(readings, -14)]),
@@ -445,6 +496,16 @@ def made_up(readings):
 def test_made_up_results_make_claims_hold_and_fail(readings):
     for name, (good, bad) in made_up(readings).items():
         assert (verdict(name, *good), verdict(name, *bad)) == (True, False), name
+
+
+def test_the_other_order_of_step_and_decay_is_not_the_published_one(readings):
+    """Until the first division both orders are the same run; what is judged must differ after it."""
+    relu = readings["sparse_relu"]
+    as_published, other = chosen(relu.two, "published"), chosen(relu.two_variants, "step first")
+    for group, variant in zip(as_published, other, strict=True):
+        assert not np.array_equal(group.final["test"], variant.final["test"], equal_nan=True), group.decay
+    without = dataclasses.replace(relu, two_variants=chosen(relu.two_variants, "step first"))
+    assert verdict("two-order-trend", without) == verdict("two-order-trend", relu)
 
 
 def test_every_claim_can_fail(readings, monkeypatch):
