@@ -161,7 +161,10 @@ SEED_CASES = {  # with seed 0, seed1, seed1000 -> the verdict that is told, and 
     "confirmed": ((True, True, True), (True, "")),
     "another stream": ((True, "other stream", "other stream"), (True, "")),
     "never run again": ((True, "not run", "not run"), (True, "")),
-    "judged by one other": ((True, "not run", "not resolved"), ("not resolved", "holds only with seed 0, not resolved with seed1000")),
+    "judged by one other": (
+        (True, "not run", "not resolved"),
+        ("not resolved", "holds only with seed 0, not resolved with seed1000"),
+    ),
     "fails here only": ((False, True, True), (False, "fails with seed 0 only, holds with seed1 and seed1000")),
     "fails here and there": ((False, False, True), (False, "")),
     "fails, not resolved": ((False, "not resolved", True), (False, "")),
