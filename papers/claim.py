@@ -74,12 +74,16 @@ class OtherSettings(NotResolved):
 
 
 class NotRun(Exception):
-    """The results lack a measurement that this claim needs; `command` makes it."""
+    """The results lack a measurement that this claim needs; `command` makes it.
 
-    def __init__(self, missing: str, command: str = ""):
+    Without `command` it is the command of the result itself, with these `options`.
+    """
+
+    def __init__(self, missing: str, command: str = "", options: str = ""):
         super().__init__(missing)
         self.reason = missing
         self.command = command
+        self.options = options
 
 
 class ClaimError(RuntimeError):
@@ -180,7 +184,10 @@ def verdict_of(one: Claim, needs: tuple[str, ...], readings: dict, quick: bool) 
         verdict = as_row(open_.expected, open_.measured, open_.error, "not resolved", open_.reason)
         verdict["comparable"] = not isinstance(open_, OtherSettings)
     except NotRun as waiting:
-        verdict = as_row("", None, "", "not run", waiting.reason, waiting.command or command_of(needs[0]))
+        command = waiting.command or command_of(needs[0])
+        if waiting.options:
+            command += f" {waiting.options}"
+        verdict = as_row("", None, "", "not run", waiting.reason, command)
     except ResultError:
         raise
     except Exception as error:
@@ -212,22 +219,22 @@ def was_judged(row: dict) -> bool:
 
 
 def weigh_seeds_of(row: dict, verdicts: dict) -> dict:
-    """One row; verdicts: {name of the other seeds: what it is with them}."""
+    """One row; verdicts: {name of the other seeds: what it is with them}, of those it was judged with."""
     if not verdicts or not isinstance(row["holds"], bool):
         return row
     holding = [name for name, verdict in verdicts.items() if verdict is True]
     failing = [name for name, verdict in verdicts.items() if verdict is False]
     undecided = [name for name, verdict in verdicts.items() if verdict == "not resolved"]
     if row["holds"] is False:
-        all_others = len(holding) == len(verdicts)
-        return row | {"reason": f"fails with seed 0 only, holds with {' and '.join(holding)}"} if all_others else row
+        if len(holding) < len(verdicts):
+            return row
+        return row | {"reason": f"fails with seed 0 only, holds with {' and '.join(holding)}"}
     if failing:
-        return row | {"holds": "not resolved", "reason": f"holds with seed 0, fails with {' and '.join(failing)}"}
+        reason = f"holds with seed 0, fails with {' and '.join(failing)}"
+        return row | {"holds": "not resolved", "reason": reason}
     if not holding:
-        return row | {
-            "holds": "not resolved",
-            "reason": f"holds only with seed 0, not resolved with {' and '.join(undecided)}",
-        }
+        reason = f"holds only with seed 0, not resolved with {' and '.join(undecided)}"
+        return row | {"holds": "not resolved", "reason": reason}
     if undecided:
         return row | {"reason": f"with {' and '.join(undecided)} not resolved"}
     return row
@@ -305,20 +312,30 @@ def falling(rows: Sequence[np.ndarray], measured: Numbers, seeds_word: str = "se
     lies above the one before it, each by over 2 s.e. of the differences between rows, seed by seed. Raises
     NotResolved with a single row or fewer than two seeds.
     """
+    return monotone(rows, -1, "falling", measured, seeds_word)
+
+
+def rising(rows: Sequence[np.ndarray], measured: Numbers, seeds_word: str = "seeds") -> Outcome:
+    """Does it rise? As `falling`, the other way round."""
+    return monotone(rows, 1, "rising", measured, seeds_word)
+
+
+def monotone(rows: Sequence[np.ndarray], sign: int, expected: str, measured: Numbers, seeds_word: str) -> Outcome:
+    """sign: 1 if the rows should rise, -1 if they should fall."""
     shared = min((len(row) for row in rows), default=0)
     if len(rows) < 2 or shared < 2:
         few = "one value" if len(rows) < 2 else f"{shared} {'seed' if shared == 1 else seeds_word}"
-        raise NotResolved(few, "falling", measured, few)
+        raise NotResolved(few, expected, measured, few)
     table = np.array([np.asarray(row, dtype=float)[:shared] for row in rows])
     place = np.arange(len(table)) - (len(table) - 1) / 2
     slopes = place @ table / (place @ place)  # a straight line for each seed
-    rises = np.diff(table, axis=0)
-    rise_errors = standard_error(rises)
+    steps = np.diff(table, axis=0)
+    step_errors = standard_error(steps)
     slope_error = float(standard_error(slopes))
     note = f"slope {slopes.mean():.3g}, s.e. {slope_error:.1g}, {shared} {seeds_word}"
-    if (rises.mean(1) > 2 * np.maximum(rise_errors, 1e-12)).any():
-        return Outcome("falling", measured, note, False)
-    return decide(-slopes.mean(), slope_error, "falling", measured, note)
+    if (-sign * steps.mean(1) > 2 * np.maximum(step_errors, 1e-12)).any():
+        return Outcome(expected, measured, note, False)
+    return decide(sign * slopes.mean(), slope_error, expected, measured, note)
 
 
 def chi_square_limit(count: int, deviations: float = 2.33) -> float:
