@@ -11,7 +11,7 @@ import pytest
 import figures
 from papers import claim, registry
 from papers.beyond import readings as beyond
-from papers.beyond.readings import Extracted, Extraction, Forecast, Switch, Window
+from papers.beyond.readings import Exponents, Extracted, Extraction, Forecast, Switch, Window
 from papers.chaotic_dynamics.readings import Copies, SmallCopies, Subspace
 from papers.claim import Claims, NotResolved, NotRun, Numbers, Outcome, numbers
 from papers.result import Result, ResultError, load_result
@@ -363,6 +363,21 @@ def forecasts(told, watched):
     return [Window(50, runs)]
 
 
+def far_pairs(told, watched):
+    """Of 300 neurons, equally many near, farther and far, some vanish in the middle third; far away none does."""
+    one = forecasts(told, watched)[0].runs[0]
+    draw = np.random.default_rng(3)
+    place = np.arange(300)
+    gone = (place >= 100) & (place < 130)
+    size = 0.3 + place / 200
+    predicted = 0.1 * draw.standard_normal(300) - told * gone
+    slope = 0.1 * draw.standard_normal(300) - watched * gone
+    index = np.arange(300.0)[:, None]
+    changes = {"now": size, "end": np.where(gone, 1e-4, 0.5), "predicted": predicted, "same": slope, "index": index}
+    run = dataclasses.replace(one, groups={"fc14": 300}, **changes)
+    return Exponents({}, 0, 1000, [run], {}, [], None)
+
+
 def switches(told, watched):
     draw = np.random.default_rng(1)
     after = draw.standard_normal(200)
@@ -474,6 +489,7 @@ def made_up(readings):
         "deep-first-block": ([deep(1)], [deep(1, first=0.05)]),
         "densenet-sparsity": ([deep(1)], [deep(-1)]),
         "extraction-random": ([extraction(0.05)], [extraction(-0.05)]),
+        "exponent-far": ([far_pairs(1.0, 0.0)], [far_pairs(0.0, 1.0)]),
         "windows-short": ([forecasts(1.0, 0.0)], [forecasts(0.0, 1.0)]),
         "switch-foretold": ([switches(2.0, 0.0)], [switches(0.0, 2.0)]),
         "switch-level": ([switches_against_going_on(1.0)], [switches_against_going_on(-1.0)]),
@@ -501,6 +517,47 @@ def test_made_up_results_make_claims_hold_and_fail(readings):
         assert (verdict(name, *good), verdict(name, *bad)) == (True, False), name
 
 
+def test_pairs_of_each_third_are_judged_apart_and_where_none_merges_nothing_is():
+    runs = far_pairs(1.0, 0.0).runs
+    thirds = beyond.thirds_by_distance(runs)
+    assert [beyond.areas(runs, samples=2, within=within).arrived for within in thirds] == [0, 30, 0]
+    assert beyond.areas(runs, samples=2).arrived == 30
+    stays = dataclasses.replace(runs[0], end=np.full(300, 0.5))
+    assert verdict("exponent-far", dataclasses.replace(far_pairs(1.0, 0.0), runs=[stays])) == "not resolved"
+
+
+def with_area(area):
+    """Exponents whose area is this, known to .01."""
+    reading = Exponents({}, 0, 1000, forecasts(1.0, 0.0)[0].runs, {}, [], None)
+    samples = area + 0.01 * np.linspace(-1, 1, 41)
+    reading.__dict__["areas"] = beyond.Areas({"exponent": area}, {"exponent": samples}, 20)
+    return reading
+
+
+@pytest.mark.parametrize(("area", "holds"), [(0.65, True), (0.605, "not resolved"), (0.55, False), (0.2, False)])
+def test_barely_better_than_chance_tells_nobody_who_arrives(area, holds):
+    assert verdict("exponent-roc", with_area(area)) == verdict("vanishing-roc", with_area(area)) == holds
+
+
+def test_what_was_not_run_says_how_it_would_be(readings):
+    without = {name: one for name, one in readings["pruning"].variants.items() if name != "pos@0"}
+    reading = dataclasses.replace(readings["pruning"], variants=without)
+    one = claim.verdict_of(claim_of("positive-loss"), ("pruning_cnn",), {"pruning_cnn": reading}, quick=False)
+    assert one["holds"] == "not run" and one["reason"] == "nothing was run as pos@0"
+    assert one["command"].startswith("python chaotic_sgd.py pruning_cnn --variants sgd ")
+    assert one["command"].endswith(" pos@0")
+
+
+@pytest.mark.parametrize(("middle", "holds"), [(0.885, True), (0.7, False)])
+def test_all_drops_count_and_not_only_the_ends(middle, holds):
+    """The earliest and the latest drop are in order either way."""
+    steps = (10_000, 20_000, 40_000)
+    levels = dict(zip(steps, (0.88, middle, 0.89), strict=True))
+    fractions = {step: 1.6 - levels[step] for step in steps}
+    result = drop_result(fractions, levels, levels)
+    assert verdict("accuracy-before-drop", result) is holds and verdict("later-drop", result) is holds
+
+
 def test_the_other_order_of_step_and_decay_is_not_the_published_one(readings):
     """Until the first division both orders are the same run; what is judged must differ after it."""
     relu = readings["sparse_relu"]
@@ -514,7 +571,9 @@ def test_the_other_order_of_step_and_decay_is_not_the_published_one(readings):
 def test_every_claim_can_fail(readings, monkeypatch):
     """For each claim but the checks there is a change of one measurement that turns it false, or it fails already."""
     whole = beyond.areas
-    monkeypatch.setattr(beyond, "areas", lambda runs: whole(runs, samples=30))  # the bootstrap only
+    monkeypatch.setattr(
+        beyond, "areas", lambda runs, **options: whole(runs, samples=30, **options)
+    )  # the bootstrap only
     can_fail = set(made_up(readings))
     everything = [one for claims in registry.CLAIMS for one in claims if one.kind != "check"]
     for one in everything:

@@ -353,18 +353,21 @@ def exponent_watching(exponents: Exponents):
 
 @claim(
     "ours",
-    "Far from their sets pairs still tell little by their own motion; there the forecast tells more than watching.",
-    f"In the third of the pairs that is farthest from merging at the first checkpoint: {LARGER} At least 10 merge.",
+    "For pairs far from merging, at least, the forecast tells more than watching.",
+    f"Of the thirds of the pairs by distance at the first checkpoint, the farthest in which ten merge: {LARGER}",
     figure="beyond_exponent",
     needs="beyond_exponent",
+    changed="it asked of the farthest third of all, in which none has merged.",
 )
 def exponent_far(exponents: Exponents):
-    farthest = readings.thirds_by_distance(exponents.runs)[-1]
-    found = readings.areas(exponents.runs, within=farthest)
-    if found.arrived < 10:
-        raise NotResolved(f"{found.arrived} of that third have merged")
-    outcome = tells_more(found, "forecast", "watching")
-    return outcome._replace(error=f"{outcome.error}, {found.arrived} have")
+    counts = []
+    for within in reversed(readings.thirds_by_distance(exponents.runs)):
+        found = readings.areas(exponents.runs, within=within)
+        counts.append(str(found.arrived))
+        if found.arrived >= 10:
+            outcome = tells_more(found, "forecast", "watching")
+            return outcome._replace(error=f"{outcome.error}; farthest first, {', '.join(counts)} have")
+    raise NotResolved(f"in no third ten have merged, but {', '.join(counts)}")
 
 
 @claim(
