@@ -14,9 +14,9 @@
     check       an identity of the mathematics, or a cost: it tells that the code is right, and is no finding
 
 Verdicts: True, False; "not resolved", raised on purpose as NotResolved(reason), or because an expected or a measured
-number is NaN, or because what holds with seed 0 fails with another; "not run", where results or parts of them aren't
-there yet; "quick", from small settings. An exception of the code is never a verdict: it is raised again, naming the
-claim.
+number is NaN, or because what holds with seed 0 fails with another, or holds with no other; "not run", where results
+or parts of them aren't there yet; "quick", from small settings. An exception of the code is never a verdict: it is
+raised again, naming the claim.
 """
 
 import dataclasses
@@ -69,13 +69,21 @@ class NotResolved(Exception):
         self.error = error
 
 
-class NotRun(Exception):
-    """The results lack a measurement that this claim needs; `command` makes it."""
+class OtherSettings(NotResolved):
+    """The published numbers belong to other settings, or to another random stream: there is nothing to compare."""
 
-    def __init__(self, missing: str, command: str = ""):
+
+class NotRun(Exception):
+    """The results lack a measurement that this claim needs; `command` makes it.
+
+    Without `command` it is the command of the result itself, with these `options`.
+    """
+
+    def __init__(self, missing: str, command: str = "", options: str = ""):
         super().__init__(missing)
         self.reason = missing
         self.command = command
+        self.options = options
 
 
 class ClaimError(RuntimeError):
@@ -174,8 +182,12 @@ def verdict_of(one: Claim, needs: tuple[str, ...], readings: dict, quick: bool) 
         outcome = one.function(*(readings[name] for name in needs))
     except NotResolved as open_:
         verdict = as_row(open_.expected, open_.measured, open_.error, "not resolved", open_.reason)
+        verdict["comparable"] = not isinstance(open_, OtherSettings)
     except NotRun as waiting:
-        verdict = as_row("", None, "", "not run", waiting.reason, waiting.command or command_of(needs[0]))
+        command = waiting.command or command_of(needs[0])
+        if waiting.options:
+            command += f" {waiting.options}"
+        verdict = as_row("", None, "", "not run", waiting.reason, command)
     except ResultError:
         raise
     except Exception as error:
@@ -188,22 +200,44 @@ def verdict_of(one: Claim, needs: tuple[str, ...], readings: dict, quick: bool) 
 
 
 def weigh_seeds(table: list[dict], others: dict) -> list[dict]:
-    """The table, where no claim holds that fails with other seeds: it isn't resolved then.
+    """The table, where no claim holds that fails with other seeds, or that no other seed confirms.
 
-    others: {name of the other seeds: the same claims judged with them}. A claim that fails here stays failed.
+    others: {name of the other seeds: the same claims judged with them}. A claim that fails here stays failed, and says
+    so if it holds with all others.
     """
-    failing: dict[str, list] = {}
+    elsewhere: dict[str, dict] = {}
     for name, rows in others.items():
         for row in rows:
-            if row["holds"] is False:
-                failing.setdefault(row["id"], []).append(name)
-    weighed = []
-    for row in table:
-        if row["holds"] is True and row["id"] in failing:
-            reason = f"holds with seed 0, fails with {' and '.join(failing[row['id']])}"
-            row = row | {"holds": "not resolved", "reason": reason}
-        weighed.append(row)
-    return weighed
+            if was_judged(row):
+                elsewhere.setdefault(row["id"], {})[name] = row["holds"]
+    return [weigh_seeds_of(row, elsewhere.get(row["id"], {})) for row in table]
+
+
+def was_judged(row: dict) -> bool:
+    """With these seeds; not where there are no results, or published numbers belong to another random stream."""
+    return row["holds"] not in ("not run", "quick") and row["comparable"]
+
+
+def weigh_seeds_of(row: dict, verdicts: dict) -> dict:
+    """One row; verdicts: {name of the other seeds: what it is with them}, of those it was judged with."""
+    if not verdicts or not isinstance(row["holds"], bool):
+        return row
+    holding = [name for name, verdict in verdicts.items() if verdict is True]
+    failing = [name for name, verdict in verdicts.items() if verdict is False]
+    undecided = [name for name, verdict in verdicts.items() if verdict == "not resolved"]
+    if row["holds"] is False:
+        if len(holding) < len(verdicts):
+            return row
+        return row | {"reason": f"fails with seed 0 only, holds with {' and '.join(holding)}"}
+    if failing:
+        reason = f"holds with seed 0, fails with {' and '.join(failing)}"
+        return row | {"holds": "not resolved", "reason": reason}
+    if not holding:
+        reason = f"holds only with seed 0, not resolved with {' and '.join(undecided)}"
+        return row | {"holds": "not resolved", "reason": reason}
+    if undecided:
+        return row | {"reason": f"with {' and '.join(undecided)} not resolved"}
+    return row
 
 
 def weigh(outcome: Outcome) -> dict:
@@ -225,6 +259,7 @@ def as_row(expected, measured, error, holds, reason="", command="") -> dict:
         "holds": holds,
         "reason": reason,
         "command": command,
+        "comparable": True,
     }
 
 
@@ -241,10 +276,10 @@ def numbers(values, form: str = ".3f", text: str | None = None) -> Numbers:
 
 
 def need_settings(settings: dict, **published) -> None:
-    """Raises NotResolved unless a result has the settings of the published numbers that it is held against."""
+    """Raises OtherSettings unless a result has the settings of the published numbers that it is held against."""
     for name, value in published.items():
         if settings.get(name) != value:
-            raise NotResolved(f"published with {name} = {value}, not {settings.get(name)}")
+            raise OtherSettings(f"published with {name} = {value}, not {settings.get(name)}")
 
 
 def need_measurement(value, what: str, command: str = "") -> None:
@@ -277,20 +312,30 @@ def falling(rows: Sequence[np.ndarray], measured: Numbers, seeds_word: str = "se
     lies above the one before it, each by over 2 s.e. of the differences between rows, seed by seed. Raises
     NotResolved with a single row or fewer than two seeds.
     """
+    return monotone(rows, -1, "falling", measured, seeds_word)
+
+
+def rising(rows: Sequence[np.ndarray], measured: Numbers, seeds_word: str = "seeds") -> Outcome:
+    """Does it rise? As `falling`, the other way round."""
+    return monotone(rows, 1, "rising", measured, seeds_word)
+
+
+def monotone(rows: Sequence[np.ndarray], sign: int, expected: str, measured: Numbers, seeds_word: str) -> Outcome:
+    """sign: 1 if the rows should rise, -1 if they should fall."""
     shared = min((len(row) for row in rows), default=0)
     if len(rows) < 2 or shared < 2:
         few = "one value" if len(rows) < 2 else f"{shared} {'seed' if shared == 1 else seeds_word}"
-        raise NotResolved(few, "falling", measured, few)
+        raise NotResolved(few, expected, measured, few)
     table = np.array([np.asarray(row, dtype=float)[:shared] for row in rows])
     place = np.arange(len(table)) - (len(table) - 1) / 2
     slopes = place @ table / (place @ place)  # a straight line for each seed
-    rises = np.diff(table, axis=0)
-    rise_errors = standard_error(rises)
+    steps = np.diff(table, axis=0)
+    step_errors = standard_error(steps)
     slope_error = float(standard_error(slopes))
     note = f"slope {slopes.mean():.3g}, s.e. {slope_error:.1g}, {shared} {seeds_word}"
-    if (rises.mean(1) > 2 * np.maximum(rise_errors, 1e-12)).any():
-        return Outcome("falling", measured, note, False)
-    return decide(-slopes.mean(), slope_error, "falling", measured, note)
+    if (-sign * steps.mean(1) > 2 * np.maximum(step_errors, 1e-12)).any():
+        return Outcome(expected, measured, note, False)
+    return decide(sign * slopes.mean(), slope_error, expected, measured, note)
 
 
 def chi_square_limit(count: int, deviations: float = 2.33) -> float:

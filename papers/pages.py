@@ -8,12 +8,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from papers.claim import KINDS, VERDICTS
+from papers.claim import KINDS, VERDICTS, was_judged
 from papers.plots import Figure
 from papers.result import Result
 
 LINES = 40  # of the ending on the terminal
 COLUMNS = 100
+NOT_COMPARED = "not compared"
 KIND_WORDS = {
     "published": "held against a number that the paper shows",
     "paper": "a statement of the paper",
@@ -147,22 +148,22 @@ def seeds_section(seeds: dict) -> list[str]:
     """Which verdicts differ between seeds, of the claims that were judged with several."""
     if len(seeds) < 2:
         return []
-    verdicts = {
-        name: {row["id"]: row["holds"] for row in rows if row["holds"] != "not run"} for name, rows in seeds.items()
-    }
+    verdicts = {}
+    for name, rows in seeds.items():
+        verdicts[name] = {row["id"]: row["holds"] for row in rows if was_judged(row)}
     first, *others = verdicts.values()
     judged = [name for name in first if any(name in rows for rows in others)]
     differing = []
     for name in judged:
-        row = [rows.get(name, "not run") for rows in verdicts.values()]
-        if len({json.dumps(verdict) for verdict in row if verdict != "not run"}) > 1:
+        row = [rows.get(name, NOT_COMPARED) for rows in verdicts.values()]
+        if len({json.dumps(verdict) for verdict in row if verdict != NOT_COMPARED}) > 1:
             differing.append(as_cells([name, *(verdict_word(verdict) for verdict in row)]))
     with_others = ", ".join(list(verdicts)[1:])
     lines = [
         "## With other seeds\n",
         f"{len(judged)} claims were judged with {with_others} as well; {len(differing)} verdicts differ.",
-        "One that holds with seed 0 and fails with another is *not resolved* above. Published numbers of one random",
-        "stream are compared with that stream only.\n",
+        "One that holds with seed 0 and fails with another, or holds with no other, is *not resolved* above; one that",
+        "fails with seed 0 stays failed. Published numbers of one random stream are compared with that stream only.\n",
         as_cells(["claim", *verdicts]),
         "|---" * (1 + len(verdicts)) + "|",
     ]

@@ -11,11 +11,12 @@ import pytest
 import figures
 from papers import claim, registry
 from papers.beyond import readings as beyond
-from papers.beyond.readings import Extracted, Extraction, Forecast, Switch, Window
+from papers.beyond.readings import Exponents, Extracted, Extraction, Forecast, Switch, Window
 from papers.chaotic_dynamics.readings import Copies, SmallCopies, Subspace
 from papers.claim import Claims, NotResolved, NotRun, Numbers, Outcome, numbers
 from papers.result import Result, ResultError, load_result
-from papers.sparse_features.readings import Deep, DeepRun
+from papers.sparse_features import published as sparse_published
+from papers.sparse_features.readings import Deep, DeepRun, chosen
 from papers.stochastic_collapse import published
 from papers.stochastic_collapse.readings import Counts, Invariance, Sweep, Training, parse_sweep
 from tests import mutations
@@ -136,13 +137,57 @@ def test_without_results_nothing_is_judged_and_quick_ones_decide_nothing(reading
     assert {row["holds"] for row in claim.judge(registry.CLAIMS, some, quick=True)} == {"quick", "not run"}
 
 
-def test_what_fails_with_another_seed_is_not_resolved():
-    own = [{"id": name, "holds": holds, "reason": ""} for name, holds in (("a", True), ("b", True), ("c", False))]
-    there = [{"id": name, "holds": holds} for name, holds in (("a", False), ("b", "not resolved"), ("c", True))]
-    weighed = claim.weigh_seeds(own, {"seed1": there, "seed1000": there})
-    assert [row["holds"] for row in weighed] == ["not resolved", True, False]
-    assert weighed[0]["reason"] == "holds with seed 0, fails with seed1 and seed1000"
+def rows_of_seeds(**verdicts):
+    """A table of one seed: {id: verdict}; "other stream" where the published numbers belong to another one."""
+    rows = []
+    for name, verdict in verdicts.items():
+        comparable = verdict != "other stream"
+        holds = verdict if comparable else "not resolved"
+        rows.append({"id": name, "holds": holds, "reason": "", "comparable": comparable})
+    return rows
+
+
+SEED_CASES = {  # with seed 0, seed1, seed1000 -> the verdict that is told, and why
+    "fails elsewhere": (
+        (True, False, False),
+        ("not resolved", "holds with seed 0, fails with seed1 and seed1000"),
+    ),
+    "fails once": ((True, True, False), ("not resolved", "holds with seed 0, fails with seed1000")),
+    "confirmed nowhere": (
+        (True, "not resolved", "not resolved"),
+        ("not resolved", "holds only with seed 0, not resolved with seed1 and seed1000"),
+    ),
+    "confirmed once": ((True, "not resolved", True), (True, "with seed1 not resolved")),
+    "confirmed": ((True, True, True), (True, "")),
+    "another stream": ((True, "other stream", "other stream"), (True, "")),
+    "never run again": ((True, "not run", "not run"), (True, "")),
+    "judged by one other": (
+        (True, "not run", "not resolved"),
+        ("not resolved", "holds only with seed 0, not resolved with seed1000"),
+    ),
+    "fails here only": ((False, True, True), (False, "fails with seed 0 only, holds with seed1 and seed1000")),
+    "fails here and there": ((False, False, True), (False, "")),
+    "fails, not resolved": ((False, "not resolved", True), (False, "")),
+    "open here": (("not resolved", True, True), ("not resolved", "")),
+}
+
+
+@pytest.mark.parametrize("case", SEED_CASES)
+def test_no_claim_holds_by_seed_0_alone(case):
+    seeds, told = SEED_CASES[case]
+    own, first, second = (rows_of_seeds(one=verdict) for verdict in seeds)
+    weighed = claim.weigh_seeds(own, {"seed1": first, "seed1000": second})[0]
+    assert (weighed["holds"], weighed["reason"]) == told
     assert claim.weigh_seeds(own, {}) == own
+
+
+def test_published_numbers_of_another_random_stream_are_not_judged_with_it(readings):
+    content = raw("pair")
+    content["settings"]["seed"] = 1
+    rows = claim.judge(registry.CLAIMS, {"pair": registry.read("pair", Result(content))})
+    by_id = {row["id"]: row for row in rows}
+    assert not claim.was_judged(by_id["pair-published"]) and claim.was_judged(by_id["pair-rate"])
+    assert not claim.was_judged(by_id["quartic-published"])  # no result
 
 
 def test_the_committed_table_follows_from_the_committed_results(readings):
@@ -318,6 +363,21 @@ def forecasts(told, watched):
     return [Window(50, runs)]
 
 
+def far_pairs(told, watched):
+    """Of 300 neurons, equally many near, farther and far, some vanish in the middle third; far away none does."""
+    one = forecasts(told, watched)[0].runs[0]
+    draw = np.random.default_rng(3)
+    place = np.arange(300)
+    gone = (place >= 100) & (place < 130)
+    size = 0.3 + place / 200
+    predicted = 0.1 * draw.standard_normal(300) - told * gone
+    slope = 0.1 * draw.standard_normal(300) - watched * gone
+    index = np.arange(300.0)[:, None]
+    changes = {"now": size, "end": np.where(gone, 1e-4, 0.5), "predicted": predicted, "same": slope, "index": index}
+    run = dataclasses.replace(one, groups={"fc14": 300}, **changes)
+    return Exponents({}, 0, 1000, [run], {}, [], None)
+
+
 def switches(told, watched):
     draw = np.random.default_rng(1)
     after = draw.standard_normal(200)
@@ -364,6 +424,14 @@ def plateaus(readings, order):
     early = 500.0 + np.arange(32)
     plateau = {"start": {"jacobian": early}, "end": {"jacobian": early * (1 - 0.1 * order)}}
     groups = [dataclasses.replace(group, plateau=plateau) for group in reading.sgd]
+    return dataclasses.replace(reading, sgd=groups)
+
+
+def plateau_levels(readings, factor):
+    """Runs whose own window medians are the published ones times a factor, at looks that say something else."""
+    reading = readings["sparse_diagonal"]
+    levels = np.outer(sparse_published.DIAGONAL_PLATEAU, factor + 0.01 * np.linspace(-1, 1, 32))
+    groups = [dataclasses.replace(group, levels=levels) for group in reading.sgd]
     return dataclasses.replace(reading, sgd=groups)
 
 
@@ -421,6 +489,7 @@ def made_up(readings):
         "deep-first-block": ([deep(1)], [deep(1, first=0.05)]),
         "densenet-sparsity": ([deep(1)], [deep(-1)]),
         "extraction-random": ([extraction(0.05)], [extraction(-0.05)]),
+        "exponent-far": ([far_pairs(1.0, 0.0)], [far_pairs(0.0, 1.0)]),
         "windows-short": ([forecasts(1.0, 0.0)], [forecasts(0.0, 1.0)]),
         "switch-foretold": ([switches(2.0, 0.0)], [switches(0.0, 2.0)]),
         "switch-level": ([switches_against_going_on(1.0)], [switches_against_going_on(-1.0)]),
@@ -428,14 +497,15 @@ def made_up(readings):
         "diagonal-data-sets-test": ([durations(readings, 1)], [durations(readings, -1)]),
         "diagonal-data-sets-rank": ([durations(readings, 1)], [durations(readings, -1)]),
         "diagonal-plateau-jacobian": ([plateaus(readings, 1)], [plateaus(readings, -1)]),
+        "diagonal-plateau-loss": ([plateau_levels(readings, 1.9)], [plateau_levels(readings, 2.1)]),
         "two-fixed-trend": ([fixed(readings, "two_fixed", "two", 1)], [fixed(readings, "two_fixed", "two", 0)]),
         "two-stable-trend": (
             [fixed(readings, "two_stable", "two", 1, "relative")],
             [fixed(readings, "two_stable", "two", 0, "relative")],
         ),
         "two-order-trend": (
-            [fixed(readings, "two_variants", "two", 1, "decay first")],
-            [fixed(readings, "two_variants", "two", 0, "decay first")],
+            [fixed(readings, "two_variants", "two", 1, "step first")],
+            [fixed(readings, "two_variants", "two", 0, "step first")],
         ),
         "three-fixed-rank": ([three_fixed(readings, 0)], [three_fixed(readings, 30)]),
         "regression-overdone": ([stuck(readings, 14)], [stuck(readings, -14)]),
@@ -447,10 +517,63 @@ def test_made_up_results_make_claims_hold_and_fail(readings):
         assert (verdict(name, *good), verdict(name, *bad)) == (True, False), name
 
 
+def test_pairs_of_each_third_are_judged_apart_and_where_none_merges_nothing_is():
+    runs = far_pairs(1.0, 0.0).runs
+    thirds = beyond.thirds_by_distance(runs)
+    assert [beyond.areas(runs, samples=2, within=within).arrived for within in thirds] == [0, 30, 0]
+    assert beyond.areas(runs, samples=2).arrived == 30
+    stays = dataclasses.replace(runs[0], end=np.full(300, 0.5))
+    assert verdict("exponent-far", dataclasses.replace(far_pairs(1.0, 0.0), runs=[stays])) == "not resolved"
+
+
+def with_area(area):
+    """Exponents whose area is this, known to .01."""
+    reading = Exponents({}, 0, 1000, forecasts(1.0, 0.0)[0].runs, {}, [], None)
+    samples = area + 0.01 * np.linspace(-1, 1, 41)
+    reading.__dict__["areas"] = beyond.Areas({"exponent": area}, {"exponent": samples}, 20)
+    return reading
+
+
+@pytest.mark.parametrize(("area", "holds"), [(0.65, True), (0.605, "not resolved"), (0.55, False), (0.2, False)])
+def test_barely_better_than_chance_tells_nobody_who_arrives(area, holds):
+    assert verdict("exponent-roc", with_area(area)) == verdict("vanishing-roc", with_area(area)) == holds
+
+
+def test_what_was_not_run_says_how_it_would_be(readings):
+    without = {name: one for name, one in readings["pruning"].variants.items() if name != "pos@0"}
+    reading = dataclasses.replace(readings["pruning"], variants=without)
+    one = claim.verdict_of(claim_of("positive-loss"), ("pruning_cnn",), {"pruning_cnn": reading}, quick=False)
+    assert one["holds"] == "not run" and one["reason"] == "nothing was run as pos@0"
+    assert one["command"].startswith("python chaotic_sgd.py pruning_cnn --variants sgd ")
+    assert one["command"].endswith(" pos@0")
+
+
+@pytest.mark.parametrize(("middle", "holds"), [(0.885, True), (0.7, False)])
+def test_all_drops_count_and_not_only_the_ends(middle, holds):
+    """The earliest and the latest drop are in order either way."""
+    steps = (10_000, 20_000, 40_000)
+    levels = dict(zip(steps, (0.88, middle, 0.89), strict=True))
+    fractions = {step: 1.6 - levels[step] for step in steps}
+    result = drop_result(fractions, levels, levels)
+    assert verdict("accuracy-before-drop", result) is holds and verdict("later-drop", result) is holds
+
+
+def test_the_other_order_of_step_and_decay_is_not_the_published_one(readings):
+    """Until the first division both orders are the same run; what is judged must differ after it."""
+    relu = readings["sparse_relu"]
+    as_published, other = chosen(relu.two, "published"), chosen(relu.two_variants, "step first")
+    for group, variant in zip(as_published, other, strict=True):
+        assert not np.array_equal(group.final["test"], variant.final["test"], equal_nan=True), group.decay
+    without = dataclasses.replace(relu, two_variants=chosen(relu.two_variants, "step first"))
+    assert verdict("two-order-trend", without) == verdict("two-order-trend", relu)
+
+
 def test_every_claim_can_fail(readings, monkeypatch):
     """For each claim but the checks there is a change of one measurement that turns it false, or it fails already."""
     whole = beyond.areas
-    monkeypatch.setattr(beyond, "areas", lambda runs: whole(runs, samples=30))  # the bootstrap only
+    monkeypatch.setattr(
+        beyond, "areas", lambda runs, **options: whole(runs, samples=30, **options)
+    )  # the bootstrap only
     can_fail = set(made_up(readings))
     everything = [one for claims in registry.CLAIMS for one in claims if one.kind != "check"]
     for one in everything:

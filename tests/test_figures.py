@@ -76,7 +76,6 @@ def texts_of(figure):
 FINDINGS = {
     "fig1_quartic": {"the origin attracts": "quartic-threshold"},
     "fig2_neuron": {"step at the threshold": "neuron-sharpening", "Growth turns to decay": "neuron-threshold"},
-    "fig3_pair": {"More learning rate": "pair-noise", "More label noise": "pair-noise"},
     "fig5_teacher_student": {"the lower the test loss": "student-test", "are gone": "student-threshold"},
     "fig5_minibatch": {"end at a lower": "minibatch-size"},
     "chaos_pruning": {
@@ -94,7 +93,6 @@ FINDINGS = {
     },
     "sparse_diagonal": {
         "far lower": "diagonal-large-helps",
-        "the lower\nthe rank": "diagonal-rank",
         "Without noise": "diagonal-gd",
         "tuned to data set 0": "diagonal-divergence",
     },
@@ -103,8 +101,7 @@ FINDINGS = {
     "sparse_relu": {
         "Two layers: large steps lower": "two-layers-large",
         "They make features sparse": "two-layers-sparse",
-        "lower the rank": "three-layers-rank",
-        "and test better": "three-layers-test",
+        "test better": "three-layers-test",
     },
     "beyond_extraction": {"a smaller network": "extraction-rate"},
     "beyond_random": {"It matters which go": "extraction-random:beyond_extract_noisy"},

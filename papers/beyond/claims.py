@@ -4,7 +4,8 @@ import re
 
 import numpy as np
 
-from papers.beyond.readings import Causes, Exponents, Extraction, Shipped, Switch, Window, fit_slopes
+from papers.beyond import readings
+from papers.beyond.readings import Areas, Causes, Exponents, Extraction, Shipped, Switch, Window, fit_slopes
 from papers.claim import (
     Claims,
     NotResolved,
@@ -62,15 +63,16 @@ def extraction_exact(extraction: Extraction):
 @claim(
     "check",
     "Extraction is cheap.",
-    "Under 5 seconds of one CPU core for a full-width VGG-16 with planted collapse.",
+    "Under 2 seconds of one CPU core for a full-width VGG-16 with planted collapse.",
     figure="beyond_extraction",
     needs="beyond_extract",
+    changed="5 seconds was 7 times slack.",
 )
 def extraction_fast(extraction: Extraction):
     seconds = [one.seconds for one in extraction.planted if one.name == "VGG-16"]
     if not seconds:
         raise NotResolved("no VGG-16 was tried")
-    return Outcome("< 5 s", numbers(seconds[0], ".2f", f"{seconds[0]:.2f} s"), "", seconds[0] < 5)
+    return Outcome("< 2 s", numbers(seconds[0], ".2f", f"{seconds[0]:.2f} s"), "", seconds[0] < 2)
 
 
 @claim(
@@ -253,10 +255,8 @@ def need_arrivals(exponents: Exponents) -> int:
     return count
 
 
-def tells_more(exponents: Exponents, first: str, second: str) -> Outcome:
+def tells_more(found: Areas, first: str, second: str) -> Outcome:
     """Is the area of one predictor larger than another's? Both from the same bootstrap samples."""
-    need_arrivals(exponents)
-    found = exponents.areas
     gain, low, high = found.difference(first, second)
     measured = numbers([found.found[first], found.found[second]], ".3f")
     note = f"difference {gain:+.3f} ({low:+.3f} to {high:+.3f})"
@@ -265,12 +265,19 @@ def tells_more(exponents: Exponents, first: str, second: str) -> Outcome:
     return Outcome("larger", measured, note, low > 0)
 
 
-def above_chance(exponents: Exponents) -> Outcome:
+TELLS = 0.6  # area under the ROC curve of what tells who arrives; chance is 0.5
+
+
+def tells_who(exponents: Exponents) -> Outcome:
     count = need_arrivals(exponents)
     found = exponents.areas
     low, high = found.interval("exponent")
+    expected = f"> {TELLS}"
     measured = numbers(found.found["exponent"], ".3f")
-    return Outcome("> 0.5", measured, f"{low:.3f} to {high:.3f}, {count} have", low > 0.5)
+    note = f"{low:.3f} to {high:.3f}, {count} have"
+    if low <= TELLS <= high:
+        raise NotResolved(f"the 95 % interval holds {TELLS}", expected, measured, note)
+    return Outcome(expected, measured, note, low > TELLS)
 
 
 def sign_tells(exponents: Exponents) -> Outcome:
@@ -289,7 +296,8 @@ def sign_tells(exponents: Exponents) -> Outcome:
     return decide(gain, error, "more", measured, f"{error:.3f}")
 
 
-INTERVAL = "Area under the ROC curve: its 95 % interval (bootstrap over neurons) lies above 0.5."
+INTERVAL = "Area under the ROC curve: its 95 % interval (bootstrap over neurons) lies above 0.6."
+BARELY = "it asked for an interval above 0.5, which .511 to .76 met: better than chance, but that tells nobody."
 LARGER = (
     "Its area under the ROC curve is larger: the 95 % interval of the difference (same bootstrap samples) excludes 0."
 )
@@ -301,9 +309,10 @@ LARGER = (
     INTERVAL,
     figure="beyond_exponent",
     needs="beyond_exponent",
+    changed=BARELY,
 )
 def exponent_roc(exponents: Exponents):
-    return above_chance(exponents)
+    return tells_who(exponents)
 
 
 @claim(
@@ -326,7 +335,8 @@ def exponent_sign(exponents: Exponents):
     changed="intervals that don't overlap ask for more than a difference that is resolved; the pairs are the same.",
 )
 def exponent_naive(exponents: Exponents):
-    return tells_more(exponents, "forecast", "distance now")
+    need_arrivals(exponents)
+    return tells_more(exponents.areas, "forecast", "distance now")
 
 
 @claim(
@@ -337,7 +347,27 @@ def exponent_naive(exponents: Exponents):
     needs="beyond_exponent",
 )
 def exponent_watching(exponents: Exponents):
-    return tells_more(exponents, "forecast", "watching")
+    need_arrivals(exponents)
+    return tells_more(exponents.areas, "forecast", "watching")
+
+
+@claim(
+    "ours",
+    "For pairs far from merging, at least, the forecast tells more than watching.",
+    f"Of the thirds of the pairs by distance at the first checkpoint, the farthest in which ten merge: {LARGER}",
+    figure="beyond_exponent",
+    needs="beyond_exponent",
+    changed="it asked of the farthest third of all, in which none has merged.",
+)
+def exponent_far(exponents: Exponents):
+    counts = []
+    for within in reversed(readings.thirds_by_distance(exponents.runs)):
+        found = readings.areas(exponents.runs, within=within)
+        counts.append(str(found.arrived))
+        if found.arrived >= 10:
+            outcome = tells_more(found, "forecast", "watching")
+            return outcome._replace(error=f"{outcome.error}; farthest first, {', '.join(counts)} have")
+    raise NotResolved(f"in no third ten have merged, but {', '.join(counts)}")
 
 
 @claim(
@@ -377,9 +407,10 @@ def exponent_cost(exponents: Exponents):
     INTERVAL,
     figure="beyond_vanishing",
     each=all_vanishing,
+    changed=BARELY,
 )
 def vanishing_roc(exponents: Exponents):
-    return above_chance(exponents)
+    return tells_who(exponents)
 
 
 @claim(
@@ -402,7 +433,8 @@ def vanishing_sign(exponents: Exponents):
     changed="intervals that don't overlap ask for more than a difference that is resolved; the neurons are the same.",
 )
 def vanishing_naive(exponents: Exponents):
-    return tells_more(exponents, "forecast", "distance now")
+    need_arrivals(exponents)
+    return tells_more(exponents.areas, "forecast", "distance now")
 
 
 @claim(
@@ -413,7 +445,8 @@ def vanishing_naive(exponents: Exponents):
     each=all_vanishing,
 )
 def vanishing_watching(exponents: Exponents):
-    return tells_more(exponents, "forecast", "watching")
+    need_arrivals(exponents)
+    return tells_more(exponents.areas, "forecast", "watching")
 
 
 @claim(

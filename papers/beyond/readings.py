@@ -541,6 +541,7 @@ class Areas:
 
     found: dict  # predictor -> area
     samples: dict  # predictor -> [samples]
+    arrived: int  # sets that have
 
     def interval(self, predictor: str) -> tuple[float, float]:
         """2.5 and 97.5 %."""
@@ -560,13 +561,25 @@ def neurons_of(run: Forecast) -> tuple[np.ndarray, int]:
     return places.reshape(-1, run.index.shape[1]), len(names)
 
 
-def areas(runs: list[Forecast], samples: int = 1000) -> Areas:
-    """The bootstrap draws neurons with replacement; a pair weighs the product of how often its neurons were drawn."""
+def thirds_by_distance(runs: list[Forecast]) -> list[tuple[float, float]]:
+    """Distances now from, and to below, of the nearest third of all free sets, the middle one and the farthest."""
+    distances = np.concatenate([run.now[run.free] for run in runs])
+    first, second = np.quantile(distances, [1 / 3, 2 / 3])
+    return [(0.0, first), (first, second), (second, np.inf)]
+
+
+def areas(runs: list[Forecast], samples: int = 1000, within: tuple[float, float] = (0.0, np.inf)) -> Areas:
+    """The bootstrap draws neurons with replacement; a pair weighs the product of how often its neurons were drawn.
+
+    within: only sets at these distances now, from the first to below the second.
+    """
     draw = np.random.default_rng(0)
-    arrived = np.concatenate([run.arrived for run in runs])
+    distances = np.concatenate([run.now[run.free] for run in runs])
+    chosen = (distances >= within[0]) & (distances < within[1])
+    arrived = np.concatenate([run.arrived for run in runs])[chosen]
     parts = [neurons_of(run) for run in runs]
     names = list(runs[0].scores())
-    ranks = {name: ranks_of(np.concatenate([run.scores()[name] for run in runs])) for name in names}
+    ranks = {name: ranks_of(np.concatenate([run.scores()[name] for run in runs])[chosen]) for name in names}
     found = {name: area(ranks[name], arrived, np.ones(len(arrived))) for name in names}
     rows = {name: [] for name in names}
     for _ in range(samples):
@@ -575,5 +588,5 @@ def areas(runs: list[Forecast], samples: int = 1000) -> Areas:
             times = np.bincount(draw.integers(count, size=count), minlength=count)
             weights.append(times[places].prod(axis=1))
         for name in names:
-            rows[name].append(area(ranks[name], arrived, np.concatenate(weights)))
-    return Areas(found, {name: np.array(row) for name, row in rows.items()})
+            rows[name].append(area(ranks[name], arrived, np.concatenate(weights)[chosen]))
+    return Areas(found, {name: np.array(row) for name, row in rows.items()}, int(arrived.sum()))

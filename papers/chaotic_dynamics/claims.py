@@ -58,7 +58,8 @@ def in_every_seed(gaps: np.ndarray, margin: float, expected: str) -> Outcome:
 def need_variants(pruning: Pruning, *names: str) -> None:
     missing = [name for name in names if name not in pruning.variants]
     if missing:
-        raise NotResolved(f"no variant {', '.join(missing)}")
+        both = " ".join([*pruning.variants, *missing])
+        raise NotRun(f"nothing was run as {', '.join(missing)}", options=f"--variants {both}")
 
 
 # ======================================================================================
@@ -321,6 +322,9 @@ def chaotic_copies(divergence: Divergence) -> list[tuple[np.ndarray, np.ndarray]
     return [(copies.times, copies.of_kind("max_chaos")) for copies in divergence.seeds]
 
 
+ONE_SEED = "it was asked of one seed; now every seed counts."
+
+
 def seeds_of(divergence: Divergence) -> str:
     count = len(divergence.seeds)
     return f"{count} seed{'s' * (count != 1)}"
@@ -376,6 +380,7 @@ def log_misfit(times: np.ndarray, distance: np.ndarray, exponential: bool) -> fl
     fits better than an exponential.""",
     figure="chaos_divergence",
     each=results_of("divergence"),
+    changed=ONE_SEED,
 )
 def divergence_polynomial(divergence: Divergence):
     middles, lates, fits = [], [], []
@@ -399,6 +404,7 @@ def divergence_polynomial(divergence: Divergence):
     "In every seed R² of d over 0.99 for the most chaotic direction, a and b positive.",
     figure="chaos_divergence",
     each=results_of("divergence"),
+    changed=ONE_SEED,
 )
 def divergence_fit(divergence: Divergence):
     fits = []
@@ -416,6 +422,7 @@ def divergence_fit(divergence: Divergence):
     "Slope of log d over the last 2/9 is positive for all chaotic, random chaotic and random copies of every seed.",
     figure="chaos_divergence",
     each=results_of("divergence"),
+    changed=ONE_SEED,
 )
 def divergence_drift(divergence: Divergence):
     rates = {kind: [] for kind in ("max_chaos", "randn_chaos", "randn")}
@@ -434,6 +441,7 @@ def divergence_drift(divergence: Divergence):
     "Final distances, all draws of every seed.",
     figure="chaos_divergence",
     each=results_of("divergence"),
+    changed=ONE_SEED,
 )
 def divergence_order(divergence: Divergence):
     kinds = ("max_chaos", "randn", "max_convergence")

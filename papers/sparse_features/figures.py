@@ -126,7 +126,7 @@ def draw_sgd_curves(panels, diagonal: Diagonal) -> None:
         ylabel="training loss", yscale="log", ylim=(1e-8, 1), title="The loss stays up\nuntil the step is cut"
     )
     panels[1].set(ylabel="test loss", yscale="log", title="Then the test loss is\nfar lower")
-    panels[2].set(ylabel="rank of the Jacobian", ylim=(0, 210), title="Meanwhile the rank\nhas fallen")
+    panels[2].set(ylabel="rank of the Jacobian", ylim=(0, 210), title="The rank along\ntraining")
     if is_published(diagonal):
         steps = np.array(list(published.DIAGONAL_RANK_CURVE)) / 1000
         mark_published(panels[2], steps, list(published.DIAGONAL_RANK_CURVE.values()))
@@ -146,8 +146,8 @@ def draw_sgd_durations(panels, diagonal: Diagonal) -> None:
         draw_durations(panel, chosen(diagonal.sgd, "clean"), name, "clean", "SGD 0.27, one divisor")
         draw_durations(panel, chosen(diagonal.sde, "constant", delta=0.04), name, "constant", "SDE, constant noise")
     panels[0].set(ylabel="test loss at the end", yscale="log", title="Test loss: no order\nas published")
-    panels[1].set(ylabel="rank of the Jacobian", ylim=(0, 210), title="The longer, the lower\nthe rank")
-    panels[2].set(ylabel="|u v| above 1e-50", ylim=(0, 210), title="and, as published, the\nfewer entries are alive")
+    panels[1].set(ylabel="rank of the Jacobian", ylim=(0, 210), title="Rank by the duration\nof the large step")
+    panels[2].set(ylabel="|u v| above 1e-50", ylim=(0, 210), title="Entries that are\nalive at the end")
     if is_published(diagonal):
         papers = (published.DIAGONAL_TEST, published.DIAGONAL_RANK, published.DIAGONAL_L0)
         for panel, values in zip(panels, papers, strict=True):
@@ -421,9 +421,9 @@ def draw_three_layers(panels, relu: Relu) -> None:
     as_published = relu.settings["deep_steps"] == published.THREE_STEPS
     papers = (published.THREE_RANK, published.THREE_SPARSITY_2, published.THREE_TEST)
     titles = (
-        "Three layers: large steps\nlower the rank",
-        "\nmake the second layer sparse",
-        "\nand test better, as published",
+        "Three layers: rank by\nthe step's duration",
+        "Sparsity of the\nsecond layer",
+        "Large steps test better,\nas published",
     )
     for panel, name, paper, title in zip(panels, ("rank", "sparsity_2", "test"), papers, titles, strict=True):
         groups = chosen(relu.three, "small", "published")

@@ -11,6 +11,7 @@ from papers.result import Result
 # Groups of runs: one schedule, many seeds
 # ======================================================================================
 
+WINDOW_ENDS = (0.1, 0.3, 0.5)  # of the windows in which the plateau's level is known, as shares of the run
 PLACES = ("train", "jacobian", "rank", "l0")  # what is kept of the start and of the end of a plateau
 
 
@@ -28,6 +29,7 @@ class Group:
     curves: dict  # name -> [T, 3] of 10, 50, 90 % over the seeds that live, or [T, 1] of the median
     diverged: int  # seeds, by the end
     plateau: dict | None  # "start" and "end" -> name -> [S]
+    levels: np.ndarray | None = None  # [windows of the plateau, S] median training loss over the steps of each
 
     @property
     def step(self) -> float | None:
@@ -76,9 +78,12 @@ def read_group(record: Result) -> Group:
     if not final.content:
         raise record.refuse(f"{record.place('final')} is empty")
     diverged = record.array("diverged", "times") if record.has("diverged") else np.zeros(1)
-    plateau = None
+    plateau, levels = None, None
     if record.has("plateau"):
         part = record.record("plateau")
+        windows = sum(end <= record.number("decay") for end in WINDOW_ENDS)
+        if part.has("levels") and windows:
+            levels = part.array("levels", windows, "seeds")
         plateau = {place: read_table(part.record(place), "seeds") for place in ("start", "end")}
     return Group(
         name=record.text("name"),
@@ -91,6 +96,7 @@ def read_group(record: Result) -> Group:
         curves=read_curves(record.record("curves")) if record.has("curves") else {},
         diverged=int(diverged[-1]),
         plateau=plateau,
+        levels=levels,
     )
 
 
@@ -280,7 +286,7 @@ class Relu:
     two_fixed: list | None  # teacher and data drawn once, as the reference does
     three_fixed: list | None
     two_stable: list | None  # the step at the published share of each seed's own limit
-    two_variants: list | None  # the order of step and decay
+    two_variants: list | None  # "decay first", the published order, and "step first"
 
 
 def read_relu(result: Result) -> Relu:

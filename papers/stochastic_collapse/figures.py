@@ -205,8 +205,8 @@ def draw_pair(pair: Pair):
     draw_distances(left, pair, first, pair.learning_rates, "learning rate")
     draw_distances(middle, pair, second, pair.label_noises, "label noise")
     left.set_ylabel(r"$(a_1 - a_2)^2 + (b_1 - b_2)^2$")
-    left.set_title("More learning rate,\nfaster (up to 0.3)")
-    middle.set_title("More label noise,\nfaster")
+    left.set_title("Distances by\nlearning rate")
+    middle.set_title("Distances by\nlabel noise")
     draw_decay(right, pair)
     return figure
 
