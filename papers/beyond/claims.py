@@ -357,7 +357,7 @@ def exponent_watching(exponents: Exponents):
     f"Of the thirds of the pairs by distance at the first checkpoint, the farthest in which ten merge: {LARGER}",
     figure="beyond_exponent",
     needs="beyond_exponent",
-    changed="it asked of the farthest third of all, in which none has merged.",
+    changed="it asked of the farthest third of all, in which none has merged; the areas of all thirds were seen then.",
 )
 def exponent_far(exponents: Exponents):
     counts = []
