@@ -324,7 +324,9 @@ def monotone(rows: Sequence[np.ndarray], sign: int, expected: str, measured: Num
     """sign: 1 if the rows should rise, -1 if they should fall."""
     shared = min((len(row) for row in rows), default=0)
     if len(rows) < 2 or shared < 2:
-        few = "one value" if len(rows) < 2 else f"{shared} {'seed' if shared == 1 else seeds_word}"
+        few = f"{shared} {'seed' if shared == 1 else seeds_word}"
+        if len(rows) < 2:
+            few = "one value"
         raise NotResolved(few, expected, measured, few)
     table = np.array([np.asarray(row, dtype=float)[:shared] for row in rows])
     place = np.arange(len(table)) - (len(table) - 1) / 2

@@ -26,7 +26,7 @@ from papers.claim import (
     numbers,
     standard_error,
 )
-from papers.result import command_of
+from papers.result import command_of, counted
 
 claim = Claims("Chaotic Dynamics")
 
@@ -327,7 +327,7 @@ ONE_SEED = "it was asked of one seed; now every seed counts."
 
 def seeds_of(divergence: Divergence) -> str:
     count = len(divergence.seeds)
-    return f"{count} seed{'s' * (count != 1)}"
+    return counted(count, "seed")
 
 
 @claim(

@@ -21,6 +21,7 @@ from papers.claim import (
     numbers,
     standard_error,
 )
+from papers.result import counted
 from papers.sparse_features import published
 from papers.sparse_features.readings import Deep, Diagonal, Group, Regression, Relu, chosen, cycle_levels, single
 
@@ -83,7 +84,10 @@ def falls_along(groups: Sequence[Group], name: str, log: bool = False, fitted: f
             values = np.where(learned, values, np.nan)
             left_out.append(int((~learned).sum()))
         rows.append(np.log(values) if log else values)
-    shown = [np.nanmedian(np.exp(row) if log else row) if np.isfinite(row).any() else np.nan for row in rows]
+    shown = []
+    for row in rows:
+        values = np.exp(row) if log else row
+        shown.append(np.nanmedian(values) if np.isfinite(values).any() else np.nan)
     note = f"; not fitted {', '.join(map(str, left_out))}" if fitted is not None else ""
     return trend(rows, numbers(shown, ".3g"), note=note)
 
@@ -955,7 +959,7 @@ def deep_first_block(deep: Deep):
     spreads = means.max(0) - means.min(0)
     seeds = min(len(rows) for rows in ends.values())
     holds = spreads[0] < 0.05 and spreads[0] < spreads[-1] / 3
-    return Outcome("< 0.05, growing", numbers(spreads), f"{seeds} seed{'s' * (seeds > 1)}", holds)
+    return Outcome("< 0.05, growing", numbers(spreads), counted(seeds, "seed"), holds)
 
 
 @claim(

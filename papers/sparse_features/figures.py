@@ -64,7 +64,9 @@ def words_of(group: Group) -> str:
     """Step and duration, and how many seeds have diverged."""
     step = "own step" if group.step is None else f"{group.step:.3g}"
     words = f"{step} until {group.decay:.0%}" if group.decay else f"{step} throughout"
-    return words + f" ({group.diverged} of {group.seeds} diverged)" * (group.diverged > 0)
+    if group.diverged:
+        words += f" ({group.diverged} of {group.seeds} diverged)"
+    return words
 
 
 def draw_curve(axes, times, group: Group, name: str, label: str | None = None, look: Look | None = None) -> None:
