@@ -6,7 +6,7 @@
   drop    learning rate 0.1 dropped to 0.01 after 10,000, 20,000, 40,000 steps, 8 seeds (figure 6)
 
 The paper's settings: width 64 (11.2 million parameters), batch size 256, SGD with momentum 0.9 and weight decay 5e-4,
-linear warm-up over 1,000 steps, random crops and flips.
+linear warm-up over 1,000 steps, random crops and flips. What a Run below doesn't name is core.Run's default.
 
   torchrun --nproc_per_node=8 resnet_cifar100.py lr    eight GPUs; runs are shared among them
   python resnet_cifar100.py lr --width 16 --batch-size 128 --steps 40000 --seeds 1

@@ -295,15 +295,15 @@ def independent_neurons(
 
 
 RANK_ROWS = 128  # of a strip: fewer waste less above the diagonal, more multiply faster
-MANY_ROWS = 512  # from here on float32, which is twice as fast, is worth its proof
+MANY_ROWS = 512  # from here on float32, which is twice as fast, is worth its check
 PROBES = 8
-ENTROPY_TOLERANCE = 1e-4  # a bound: the rank is then right to the same share of itself, and mostly far closer
+ENTROPY_TOLERANCE = 1e-4  # the rank is then right to the same share of itself, and mostly far closer
 
 
 def effective_rank(matrix: Tensor) -> float:
     """exp of the entropy of the normalised singular values (Roy & Vetterli 2007); 0 for a zero matrix.
 
-    Between 1 and the rank, right to 1e-4 of itself or better. The reference code computes the entropy itself.
+    Between 1 and the rank, right to about 1e-4 of itself or better. The reference code computes the entropy itself.
     Raises CollapseError for NaN, infinite, complex or empty input.
     """
     matrix = _as_matrix(matrix, "matrix")

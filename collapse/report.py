@@ -231,6 +231,11 @@ def shortened(name: str, room: int) -> str:
     return f"{name[:head]}..{name[len(name) - (room - 2 - head) :]}"
 
 
+def cut(line: str) -> str:
+    """At most 100 columns of it."""
+    return line if len(line) <= 100 else f"{line[:97]}..."
+
+
 def summary_lines(report: CollapseReport) -> list[str]:
     """Totals, what share of the network they are of, and what was left out."""
     width = sum(row["width"] for row in report)
@@ -240,7 +245,7 @@ def summary_lines(report: CollapseReport) -> list[str]:
         lines[0] += f"; they hold {report.covered:.0%} of the parameters"
     for entry in report.skipped[:10]:
         words = f"not measured: {entry.name or 'the network'}: {entry.reason}"
-        lines.append(words if len(words) <= 100 else words[:97] + "...")
+        lines.append(cut(words))
     if len(report.skipped) > 10:
         lines.append(f"and {len(report.skipped) - 10} more (.skipped)")
     return lines

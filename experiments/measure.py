@@ -21,6 +21,7 @@ from collapse import (
     save_network,
 )
 from collapse.plots import plot_history
+from collapse.report import cut
 from experiments.checkpoints import load_weights
 from experiments.extraction import count_parameters
 from experiments.trained import trained_network
@@ -108,11 +109,6 @@ def measure_network(
     except CollapseError as error:
         why_not = str(error)
     return Measured(label, report, count_parameters(network), needed, why_not)
-
-
-def cut(words: str) -> str:
-    """A line of at most 100 columns."""
-    return words if len(words) <= 100 else words[:97] + "..."
 
 
 def print_measured(one: Measured) -> None:

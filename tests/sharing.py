@@ -25,7 +25,9 @@ def pytest_runtestloop(session):
     workers = min(len(os.sched_getaffinity(0)), MOST_WORKERS) if sys.platform == "linux" else 1
     options = session.config.option
     wants_one = options.usepdb or options.collectonly or options.capture == "no"
-    if workers == 1 or wants_one or session.testsfailed or len(session.items) < FEW_TESTS or torch.cuda.is_available():
+    not_worth_it = workers == 1 or len(session.items) < FEW_TESTS
+    not_safe = torch.cuda.is_available()  # it can't be used after a fork
+    if wants_one or not_worth_it or not_safe or session.testsfailed:
         return None
 
     files = [list(items) for _, items in itertools.groupby(session.items, key=lambda item: item.path)]

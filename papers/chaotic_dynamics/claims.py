@@ -343,7 +343,7 @@ def seeds_of(divergence: Divergence) -> str:
 )
 def divergence_exponential(divergence: Divergence):
     if divergence.small is None:
-        raise NotRun("no copies with smaller perturbations", "python chaotic_sgd.py divergence_cheap")
+        raise NotRun("no copies with smaller perturbations")
     small = divergence.small
     end = divergence.seeds[0].times[-1]
     early = (small.times > 0) & (small.times <= end / 12)
