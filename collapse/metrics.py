@@ -346,25 +346,38 @@ def _gram_triangle(matrix: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _entropy_in_float32(matrix: Tensor) -> Tensor | None:
-    """The entropy of the singular values by a Gram matrix in float32, or None where that may be too far off.
+    """The entropy of the singular values by eigenvalues in float32, or None where that may be too far off.
 
     The eigenvalues of two symmetric matrices are no farther apart, in the root of their squares' sum, than the matrices
     (Hoffman and Wielandt). So the norm of the rounding errors, times that of the entropy's gradient by the eigenvalues,
     is what the entropy is off by, as long as the smallest eigenvalue is well above these errors: no collapsed neurons.
     """
     gram = _gram_triangle(matrix, torch.float32)
-    error = 2 * _error_of_gram(gram, matrix)  # an estimate, good to a quarter
+    of_products = 2 * _error_of_gram(gram, matrix)  # an estimate, good to a quarter
+    error = of_products + _error_of_eigenvalues(gram)
     shifted = gram.clone()
-    shifted.diagonal().sub_(10 * error)
+    shifted.diagonal().sub_(4 * error)
     _, failed = torch.linalg.cholesky_ex(shifted)  # much faster than the eigenvalues
     if failed:
         return None
-    singular = torch.linalg.eigvalsh(gram.double()).sqrt()
+    singular = torch.linalg.eigvalsh(gram).double().sqrt()
     share = singular / singular.sum()
     entropy = _entropy(singular)
     gradient = (share.log() + entropy) / (2 * singular * singular.sum())
     off = error * torch.linalg.vector_norm(gradient)
     return entropy if off < ENTROPY_TOLERANCE else None
+
+
+def _error_of_eigenvalues(gram: Tensor) -> Tensor:
+    """How far off the eigenvalues are together (the root of their squares' sum) when found in the precision of `gram`.
+
+    They come from a chain of n reflections, whose roundings add up as a random walk: to 0.4 sqrt(n) of the matrix's
+    norm at most, measured for 256 to 2,048 rows and flat and steep spectra. Only the lower triangle is read.
+    """
+    below = torch.linalg.vector_norm(gram.tril(-1))
+    diagonal = torch.linalg.vector_norm(gram.diagonal())
+    norm = torch.linalg.vector_norm(torch.stack([below, below, diagonal]))  # once more for what is above
+    return 0.5 * math.sqrt(len(gram)) * torch.finfo(gram.dtype).eps * norm
 
 
 def _error_of_gram(gram: Tensor, matrix: Tensor) -> Tensor:

@@ -104,6 +104,20 @@ def test_the_counts_of_resnet18_are_those_of_the_literal_loop():
         assert rows[name]["effective_rank"] == pytest.approx(effective_rank(vectors), rel=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-16, 1.0, 1e16], ids=lambda scale: f"scale {scale}")
+def test_constant_neurons_are_told_at_any_scale(scale):
+    """The quick look in float32, where squares vanish below 1e-22 and overflow above 1e19, never takes one away."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= scale
+        model[0].weight[2] = 0  # only its bias is left
+        model[0].weight[5] *= 1e-3
+    row = collapse_report(model, torch.zeros(1, 6))[0]
+    assert (row["constant"], row["vanishing"]) == (2, 0)
+
+
 def test_the_report_counts_what_was_planted():
     torch.manual_seed(0)
     model, example = core.vgg16(10, 8), torch.zeros(1, 3, 32, 32)
