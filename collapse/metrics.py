@@ -3,7 +3,9 @@
 Nothing here knows networks; `collapse.report` applies it to every layer of one.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -60,10 +62,41 @@ def _is_ordinary(norms: Tensor, dtype: torch.dtype) -> bool:
 
 
 # ======================================================================================
+# Precision
+# ======================================================================================
+
+
+def _float32_precision() -> str | None:
+    """What float32 matrix products are computed in ("highest": float32), None where torch can't tell."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # set with switches for single backends (torch 2.9), which can't be asked all at once
+        return None
+
+
+@contextlib.contextmanager
+def _full_float32() -> Iterator[None]:
+    """Inside, float32 matrix products have float32's precision, if torch can tell: no TF32, no bfloat16, no autocast.
+
+    Also a decorator. Training often has one of them switched on, and counts would be of other neurons.
+    """
+    before = _float32_precision()
+    with contextlib.ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        if before not in ("highest", None):
+            stack.callback(torch.set_float32_matmul_precision, before)
+            torch.set_float32_matmul_precision("highest")
+        yield
+
+
+# ======================================================================================
 # Distances
 # ======================================================================================
 
 
+@_full_float32()
 def normalized_distances(vectors: Tensor) -> Tensor:
     """[n, d] -> [n, n] of 2 |a - b|^2 / (|a|^2 + |b|^2): 0 equal, 2 orthogonal, 4 opposite.
 
@@ -130,20 +163,10 @@ def row_squares(vectors: Tensor) -> Tensor:
     return _chunk_squares(vectors).sum(1)
 
 
-def _has_full_float32(device: torch.device) -> bool:
-    """Whether a float32 matrix product has float32's precision here: no TF32, no bfloat16 underneath, no autocast."""
-    if torch.is_autocast_enabled(device.type):
-        return False
-    try:
-        return torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError:  # set with switches for single backends (torch 2.9), which can't be asked all at once
-        return False
-
-
 def _screening_dtype(totals: Tensor) -> torch.dtype:
     """The precision in which products of rows with squared norms `totals` [n] are screened."""
     fits = totals.max() < 1e30 and totals.min() > 1e-24  # what underflows is then within the bound on rounding
-    if fits and _has_full_float32(totals.device):
+    if fits and _float32_precision() == "highest":
         return torch.float32
     return torch.float64
 
@@ -210,6 +233,7 @@ def _first_neighbors(vectors: Tensor, squares: Tensor, redundant: float, part: T
     return torch.cat(found)
 
 
+@_full_float32()
 def leaders(vectors: Tensor, redundant: float, part: Tensor | None = None, squares: Tensor | None = None) -> Tensor:
     """[n, d] -> [n]: the row that each row is counted with: itself where it is independent, else its first neighbour.
 
@@ -237,6 +261,7 @@ def _prepared(vectors: Tensor, name: str) -> tuple[Tensor, Tensor]:
     return vectors, squares
 
 
+@_full_float32()
 def count(
     vectors: Tensor,
     vanishing: float,
@@ -300,6 +325,7 @@ PROBES = 8
 ENTROPY_TOLERANCE = 1e-4  # the rank is then right to the same share of itself, and mostly far closer
 
 
+@_full_float32()
 def effective_rank(matrix: Tensor) -> float:
     """exp of the entropy of the normalised singular values (Roy & Vetterli 2007); 0 for a zero matrix.
 
@@ -315,7 +341,8 @@ def effective_rank(matrix: Tensor) -> float:
     # Singular values are roots of the eigenvalues of the smaller Gram matrix: ten times faster than an SVD. In float64,
     # for the roots of rounding errors would count as singular values: 1e-8 of the largest here, 1e-3 in float32.
     entropy = None
-    if len(matrix) >= MANY_ROWS and matrix.dtype == torch.float32 and _has_full_float32(matrix.device):
+    may_be_float32 = matrix.dtype == torch.float32 and _float32_precision() == "highest"
+    if may_be_float32 and len(matrix) >= MANY_ROWS:
         entropy = _entropy_in_float32(matrix)
     if entropy is None:
         squares = torch.linalg.eigvalsh(_gram_triangle(matrix, torch.float64))

@@ -35,7 +35,7 @@ def one_round(model: nn.Module, example: Tensor) -> Spent:
 
 
 def report_cost(
-    rounds: Count = 3,
+    rounds: Count = 7,
     networks: tuple[str, ...] = ("resnet50", "vgg19_bn"),
     seed: Seed = 0,
     device: str | torch.device = "cpu",

@@ -185,14 +185,31 @@ def test_reduced_matrix_products_change_no_count(setting):
     rows = torch.randn(1, 600, generator=g) + 0.2236 * torch.randn(80, 600, generator=g)
     expected = literal_count(rows)
     assert 1 < expected < 80
+    distances, rank = normalized_distances(rows), effective_rank(rows)
     before = torch.get_float32_matmul_precision()
+    during = "medium" if setting == "medium" else before
     try:
-        torch.set_float32_matmul_precision("medium" if setting == "medium" else before)
+        torch.set_float32_matmul_precision(during)
         with torch.autocast("cpu", torch.bfloat16, enabled=setting == "autocast"):
-            assert metrics._screening_dtype(torch.ones(3)) == torch.float64
             assert independent_neurons(rows) == expected
+            assert torch.equal(normalized_distances(rows), distances) and effective_rank(rows) == rank
+            with pytest.raises(CollapseError):
+                independent_neurons(rows / 0)
+            assert torch.is_autocast_enabled("cpu") == (setting == "autocast")  # all is as it was, errors or not
+        assert torch.get_float32_matmul_precision() == during
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_a_precision_that_torch_cannot_tell_is_not_trusted(monkeypatch):
+    """Switches for single backends: products of rows are then screened in float64."""
+
+    def refuse():
+        raise RuntimeError("mixed use of the old and the new way to set the precision")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", refuse)
+    assert metrics._screening_dtype(torch.ones(3)) == torch.float64
+    assert effective_rank(torch.eye(600)) == pytest.approx(600)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
