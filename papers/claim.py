@@ -56,6 +56,7 @@ class Outcome(NamedTuple):
     measured: Numbers
     error: str
     holds: bool
+    ours: str = ""  # our numbers beside the published ones, where `measured` is how far apart they are
 
 
 class NotResolved(Exception):
@@ -106,6 +107,7 @@ class Claim:
     criterion: str
     changed: str
     function: Callable
+    shows: str = ""  # the published numbers, where `expected` is how near ours must be
     each: Callable[[list[str]], list[tuple[str, ...]]] | None = None
 
 
@@ -116,8 +118,9 @@ class Claims(list):
         super().__init__()
         self.paper = paper
 
-    def __call__(self, kind, what, criterion, *, figure, needs=(), each=None, changed=""):
-        """The decorator. `changed` says that, and why, a criterion was changed after a result had been seen."""
+    def __call__(self, kind, what, criterion, *, figure, needs=(), each=None, changed="", shows=""):
+        """The decorator. `changed` says that, and why, a criterion was changed after a result had been seen; `shows`
+        are the published numbers, where the criterion isn't that ours are the same."""
         if kind not in KINDS:
             raise ValueError(f"no kind of claim {kind!r}: choose from {', '.join(KINDS)}")
         names = (needs,) if isinstance(needs, str) else tuple(needs)
@@ -128,7 +131,7 @@ class Claims(list):
                 raise ValueError(f"{function.__name__} takes {takes}, but needs {names}")
             name = function.__name__.replace("_", "-")
             words = (" ".join(text.split()) for text in (what, criterion, changed))
-            self.append(Claim(name, kind, figure, names, *words, function, each))
+            self.append(Claim(name, kind, figure, names, *words, function, shows, each))
             return function
 
         return register
@@ -169,6 +172,7 @@ def describe(one: Claim, paper: str, needs: tuple[str, ...]) -> dict:
         "says": one.what + (f" [{about.strip()}]" if about else ""),
         "criterion": one.criterion,
         "changed": one.changed,
+        "published": one.shows,
     }
 
 
@@ -242,19 +246,20 @@ def weigh_seeds_of(row: dict, verdicts: dict) -> dict:
 
 def weigh(outcome: Outcome) -> dict:
     """A verdict from what a claim returned; NaN on either side decides nothing."""
-    expected, measured, error, holds = outcome
+    expected, measured, error, holds, ours = outcome
     sides = {"expected": expected, "measured": measured}
     for side, numbers in sides.items():
         if isinstance(numbers, Numbers) and not numbers.known:
             why = f"{side}: a number is NaN (diverged, or never there)"
             return as_row(expected, measured, error, "not resolved", why)
-    return as_row(expected, measured, error, bool(holds))
+    return as_row(expected, measured, error, bool(holds), ours=ours)
 
 
-def as_row(expected, measured, error, holds, reason="", command="") -> dict:
+def as_row(expected, measured, error, holds, reason="", command="", ours="") -> dict:
     return {
         "expected": expected.text if isinstance(expected, Numbers) else expected,
         "measured": "" if measured is None else measured.text,
+        "ours": ours,
         "error": error,
         "holds": holds,
         "reason": reason,
@@ -273,6 +278,11 @@ def numbers(values, form: str = ".3f", text: str | None = None) -> Numbers:
     values = np.atleast_1d(np.asarray(values, dtype=float))
     shown = ", ".join(format(value, form) for value in values)
     return Numbers(values, shown if text is None else text)
+
+
+def labelled(rows: dict, form: str = ".3f") -> str:
+    """{label: numbers} as a table shows them in one cell."""
+    return "; ".join(f"{label}: {numbers(list(values), form).text}" for label, values in rows.items())
 
 
 def need_settings(settings: dict, **published) -> None:

@@ -203,7 +203,9 @@ def published_row(row: dict, origins: dict) -> str:
     holds = verdict_word(row["holds"])
     if row["reason"]:
         holds += f": {row['reason']}"
-    return as_cells([row["says"], row["expected"], row["measured"], row["error"], holds, commands, seconds])
+    published = row["published"] or row["expected"]
+    ours = row["ours"] or row["measured"]
+    return as_cells([row["says"], published, ours, row["error"], holds, commands, seconds])
 
 
 def figures_page(figures: dict[str, Figure], origins: dict, folder: str = "../figures") -> str:

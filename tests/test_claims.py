@@ -283,6 +283,82 @@ def full_rates(shift):
     return sweep("vgg_lr", "learning_rate", rows, steps=(100_000,))
 
 
+def full_noises(shift):
+    rows = {}
+    for noise, known in published.VGG_NOISE.items():
+        row = np.ones(len(LAYERS))
+        row[: len(known)] = known
+        rows[noise] = np.clip(row - shift, 0, 1)
+    return sweep("vgg_noise", "label_noise", rows, steps=(1_000_000,), settings={"learning_rate": 0.01})
+
+
+def full_batches(shift):
+    rows = {}
+    for size in (32, 64, 128, 256, 512):
+        rows[size] = np.ones(len(LAYERS))
+        for layer, fractions in published.VGG_BATCH.items():
+            rows[size][LAYERS.index(layer)] = fractions[size] - shift
+    return sweep("vgg_batch", "batch_size", rows, steps=(100_000,), settings={"learning_rate": 0.02})
+
+
+def as_resnet(result, name, layers):
+    """The same runs as a ResNet's, whose layers the paper pairs."""
+    settings = result.settings | {"model": "resnet18", "dataset": "cifar100"}
+    runs = []
+    for run in result.runs:
+        counts = dataclasses.replace(run.groups, layers=layers)
+        runs.append(dataclasses.replace(run, groups=None, paired=counts))
+    return dataclasses.replace(result, name=name, parts=parse_sweep(name), settings=settings, runs=runs)
+
+
+def resnet_rates(shift):
+    layers = list(published.RESNET_RATE)
+    rows = {}
+    for rate in (0.01, 0.02, 0.05, 0.1):
+        fractions = [published.RESNET_RATE[layer][rate] - shift for layer in layers]
+        rows[rate] = fractions + [1.0] * (len(LAYERS) - len(layers))
+    return as_resnet(sweep("vgg_lr", "learning_rate", rows, steps=(100_000,)), "resnet_lr", layers)
+
+
+def resnet_drops(shift=0.0, accuracy=0.0):
+    layers = list(published.RESNET_DROP)
+    fractions, after = {}, {}
+    for step, published_accuracy in published.RESNET_ACCURACY_AFTER.items():
+        row = [published.RESNET_DROP[layer][step] - shift for layer in layers]
+        fractions[step] = row + [1.0] * (len(LAYERS) - len(layers))
+        after[step] = published_accuracy + accuracy
+    result = as_resnet(drop_result(fractions, published.RESNET_ACCURACY_BEFORE, after), "resnet_drop", layers)
+    branches = [dataclasses.replace(branch, steps=np.array([8000.0, 10_000.0])) for branch in result.branches]
+    return dataclasses.replace(result, branches=branches)
+
+
+def full_deep(error, sparsity):
+    """Deep runs at the published size: the published ends and so much more."""
+    runs = []
+    ends = zip((0.0, 0.1, 0.3, 0.5), sparse_published.DEEP_ERROR, sparse_published.DEEP_SPARSITY, strict=True)
+    for decay, its_error, blocks in ends:
+        row = np.array([blocks]) + sparsity
+        test = np.array([its_error + error])
+        runs.append(DeepRun("published" if decay else "small", decay, 0, 0.1, test, test, test, row, row, False))
+    return Deep(dict(sparse_published.DEEP_SETTINGS), [str(k) for k in range(5)], runs)
+
+
+def with_l0_curve(readings, factor):
+    reading = readings["sparse_diagonal"]
+    curve = sparse_published.DIAGONAL_L0_CURVE
+    middle = np.interp(reading.times, list(curve), list(curve.values())) * factor
+    groups = [dataclasses.replace(group, curves=group.curves | {"l0": middle[:, None]}) for group in reading.sgd]
+    return dataclasses.replace(reading, sgd=groups)
+
+
+def with_data_b(readings, name, value):
+    """SGD on data B, whose seeds end around this value."""
+    reading = readings["sparse_diagonal"]
+    ends = value * (1 + 0.01 * np.linspace(-1, 1, 128))
+    groups = [dataclasses.replace(group, final=group.final | {name: ends}) for group in reading.sgd_b]
+    return dataclasses.replace(reading, sgd_b=groups)
+
+
 def with_controls(low, high, without=(0.9, 0.5)):
     """A sweep and its controls: fractions at the strongest pull, lowest and highest rate; and those without decay."""
     main = sweep("vgg_lr", "learning_rate", {0.01: 0.99, 0.1: high}, seeds=3)
@@ -479,6 +555,22 @@ def made_up(readings):
         "profile-20000": ([full_drop(shift=0.1)], [full_drop(shift=0.2)]),
         "profile-40000": ([full_drop()], [full_drop(shift=0.3)]),
         "accuracy-after-drop": ([full_drop(accuracy=-0.005)], [full_drop(accuracy=-0.01)]),
+        "noise-published": ([full_noises(0.0)], [full_noises(0.3)]),
+        "batch-published": ([full_batches(0.1)], [full_batches(0.2)]),
+        "resnet-rate-published": ([resnet_rates(0.1)], [resnet_rates(0.2)]),
+        "resnet-drop-published": ([resnet_drops(shift=0.1)], [resnet_drops(shift=0.2)]),
+        "resnet-accuracy-after-drop": ([resnet_drops(accuracy=-0.005)], [resnet_drops(accuracy=-0.01)]),
+        "deep-published-error": ([full_deep(0.009, 0.0)], [full_deep(0.011, 0.0)]),
+        "deep-published-sparsity": ([full_deep(0.0, 0.09)], [full_deep(0.0, 0.11)]),
+        "diagonal-published-plateau-l0": ([with_l0_curve(readings, 1.2)], [with_l0_curve(readings, 1.3)]),
+        "diagonal-b-published-test": (
+            [with_data_b(readings, "test", sparse_published.SGD_B_TEST)],
+            [with_data_b(readings, "test", 2 * sparse_published.SGD_B_TEST)],
+        ),
+        "diagonal-b-published-l0": (
+            [with_data_b(readings, "l0", sparse_published.SGD_B_L0)],
+            [with_data_b(readings, "l0", 2 * sparse_published.SGD_B_L0)],
+        ),
         "later-drop": ([trend_of_drops(1)], [trend_of_drops(-1)]),
         "divergence-exponential": ([with_small(readings, None)], [with_small(readings, 1)]),
         "divergence-accuracy": ([copies_with_accuracy(readings, 0.0)], [copies_with_accuracy(readings, 0.01)]),
@@ -736,9 +828,11 @@ def test_old_results_without_a_new_metric_still_read_and_draw():
 
 
 def test_copies_of_the_first_version_are_one_seed(readings):
-    assert len(readings["divergence"].seeds) == 1 and isinstance(readings["divergence"].seeds[0], Copies)
     content = raw("divergence")
-    keys = ("kinds", "exponents", "times", "distance", "tangent", "accuracy")
-    one = {key: content.pop(key) for key in keys}
+    del content["small"]
+    (one,) = content.pop("runs")
+    first_version = registry.read("divergence", Result(content | one))
+    assert len(first_version.seeds) == 1 and isinstance(first_version.seeds[0], Copies)
+    assert np.array_equal(first_version.seeds[0].distance, readings["divergence"].seeds[0].distance)
     several = registry.read("divergence", Result(content | {"runs": [one, one, one]}))
     assert len(several.seeds) == 3 and verdict("divergence-order", several) is True

@@ -13,13 +13,14 @@ DIAGONAL_RANK = (109, 68, 58)
 DIAGONAL_L0 = (156, 89, 71)
 DIAGONAL_NORM = 2.5399  # sqrt(2 |theta*|_1) of the balanced sparse solution
 DIAGONAL_RANK_CURVE = {5000: 157, 10_000: 96, 20_000: 75, 30_000: 64, 50_000: 56}  # on the plateau of the 50 % run
-DIAGONAL_L0_CURVE = {5000: 152, 10_000: 106, 20_000: 80, 30_000: 69}
+DIAGONAL_L0_CURVE = {5000: 198, 10_000: 152, 20_000: 106, 30_000: 80, 50_000: 69}
 DIAGONAL_PLATEAU = (0.056, 0.043, 0.024)  # median train loss in steps 1e3 to 1e4, to 3e4, to 5e4 (the notebook, rerun)
 # Data B: full-batch gradient descent, step 2.0 throughout, and 3.53 decayed at 10, 30, 50 %; SGD with 0.272.
 GD_SMALL_TEST = 0.1682
 GD_LARGE_TEST = (0.449, 0.438, 0.497)
 GD_LARGE_L0 = (86, 80, 78)
 SGD_B_TEST = 0.0385
+SGD_B_L0 = 33
 
 # The small problem of the loss surface: (train, test).
 SURFACE = {"flow": (4.90e-6, 0.0149), "gd": (1.64e-10, 0.1265), "sgd": (3.87e-8, 3.98e-8)}
@@ -44,6 +45,7 @@ THREE_SPARSITY_2 = (0.466, 0.312, 0.252, 0.182)
 THREE_TEST = (0.0614, 0.0322, 0.0248, 0.0206)
 
 # ResNet-18, CIFAR-10, with momentum, decay and augmentation: test error, share of active units in blocks 1 to 5.
+DEEP_SETTINGS = {"model": "resnet18", "dataset": "cifar10", "recipe": "full", "width": 64}
 DEEP_ERROR = (0.1429, 0.1013, 0.0658, 0.0561)
 DEEP_SPARSITY = (
     (0.699, 0.704, 0.775, 0.655, 0.987),

@@ -74,6 +74,7 @@ VGG_NOISE = {  # conv1 to conv7 by label noise; conv8 to fc15 lie at 0.03 to 0.1
     0.6: (0.192, 0.650, 0.831, 0.974, 0.929, 0.929, 0.951),
     0.8: (0.143, 0.124, 0.038, 0.041, 0.045, 0.094, 0.113),
 }
+RESNET_SETTINGS = VGG_SETTINGS | {"dataset": "cifar100"}
 RESNET_ACCURACY_BEFORE = {10_000: 0.649, 20_000: 0.645, 40_000: 0.644}
 RESNET_ACCURACY_AFTER = {10_000: 0.7604, 20_000: 0.7653, 40_000: 0.7685}  # mean of the last 2,000 of 10,000 steps
 RESNET_DROP = {  # by the layer's true name, at the drop
@@ -86,6 +87,7 @@ RESNET_RATE = {  # largest effects of the learning rate, by the layer's true nam
     "layer3.1.conv1": {0.01: 1.0, 0.02: 1.0, 0.05: 0.985, 0.1: 0.620},
     "layer4.1.conv1": {0.01: 0.793, 0.02: 0.547, 0.05: 0.635, 0.1: 0.741},
 }
+VGG_BATCH_RATE = 0.02
 VGG_BATCH = {  # by batch size, rate 0.02, 100,000 steps
     "conv8": {32: 0.86, 64: 0.59, 128: 0.42, 256: 0.36, 512: 0.66},
     "conv11": {32: 1.0, 64: 0.33, 128: 0.18, 256: 0.22, 512: 0.27},

@@ -578,13 +578,14 @@ def widths_of(sweep: Sweep, counted: str = "groups") -> np.ndarray:
     return np.array([])
 
 
-def at_step(sweep: Sweep, step: int) -> dict:
+def at_step(sweep: Sweep, step: int, counted: str = "groups") -> dict:
     """{seed: [layers] fraction independent} of the runs that have an evaluation at this step."""
     found = {}
     for run in sweep.runs:
         places = np.flatnonzero(run.steps == step)
-        if run.groups is not None and len(places):
-            found[run.seed] = run.groups.independent[places[0]]
+        counts = getattr(run, counted)
+        if counts is not None and len(places):
+            found[run.seed] = counts.independent[places[0]]
     return found
 
 
