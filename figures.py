@@ -15,6 +15,7 @@ figures/ are those beside this file, wherever it is started. Exit code 2 where a
 import lib.interrupts  # isort: skip  (first: from here on Ctrl-C leaves no traceback)
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -177,26 +178,63 @@ def known_results(folder: Path) -> list[str]:
 # ======================================================================================
 
 
+def results_of(name: str, loaded: Loaded) -> list[str]:
+    """The results that a figure shows; none where it can't be drawn."""
+    from papers import registry
+
+    figure = registry.FIGURES[name]
+    if any(result not in loaded.readings for result in figure.needs):
+        return []
+    if figure.matching is None:
+        return list(figure.needs)
+    return [result for result in loaded.readings if figure.matching(result)]
+
+
+def mark_of(name: str, shown: list[str], results: Path, args: argparse.Namespace) -> str:
+    """What a picture is made of, as a word of 64 letters: its results, the code that draws them, and the options.
+
+    Another version of Matplotlib draws other bytes of the same picture; by its mark it is left as it is.
+    """
+    from papers import plots, registry
+
+    package = Path(sys.modules[registry.FIGURES[name].draw.__module__].__file__).parent
+    made_of = [results / f"{result}.json" for result in shown]
+    made_of += [Path(plots.__file__), *sorted(package.glob("*.py"))]
+    digest = hashlib.sha256(f"{name} {args.width} {args.quick}".encode())
+    for path in made_of:
+        if path.name != "claims.py":
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def has_mark(path: Path, mark: str) -> bool:
+    """Whether a file is a whole PNG picture with this mark."""
+    if path.suffix != ".png" or not path.is_file():
+        return False
+    content = path.read_bytes()
+    return mark.encode() in content and content.endswith(b"IEND\xaeB`\x82")
+
+
 def draw(name: str, loaded: Loaded, width: int | None):
     """The matplotlib figure, or None where there is nothing to draw. A bug in it is raised naming the figure."""
     from papers import registry
 
     figure = registry.FIGURES[name]
-    if any(result not in loaded.readings for result in figure.needs):
+    shown = results_of(name, loaded)
+    if not shown:
         return None
     try:
         if figure.matching is None:
-            return figure.draw(*(loaded.readings[result] for result in figure.needs))
-        matching = {result: one for result, one in loaded.readings.items() if figure.matching(result)}
-        return figure.draw(matching, width) if matching else None
+            return figure.draw(*(loaded.readings[result] for result in shown))
+        return figure.draw({result: loaded.readings[result] for result in shown}, width)
     except Exception as error:
         raise RuntimeError(f"the figure {name} failed in its own code") from error
 
 
-def save(drawn, folder: Path, name: str, formats: list[str]) -> None:
+def save(drawn, folder: Path, name: str, formats: list[str], mark: str) -> None:
     """Save whole, under a name of one's own first: processes that draw the same figure at once don't meet."""
     for kind in formats:
-        metadata = {"Software": None} if kind == "png" else {"CreationDate": None}
+        metadata = {"Software": None, "Source": mark} if kind == "png" else {"CreationDate": None}
         temporary = folder / f".{name}.{os.getpid()}.{kind}"
         try:
             drawn.savefig(temporary, metadata=metadata)
@@ -281,12 +319,20 @@ def main(argv: list[str] | None = None) -> None:
 
     drawn = []
     for name in chosen:
+        shown = results_of(name, loaded)
+        if not shown:
+            continue
+        mark = mark_of(name, shown, places.results, args)
+        formats = [kind for kind in args.format if not has_mark(places.figures / f"{name}.{kind}", mark)]
+        if not formats:
+            drawn.append(name)
+            continue
         figure = draw(name, loaded, args.width)
         if figure is None:
             continue
         if args.quick:
             figure.suptitle("QUICK: small settings, not a result", color=plots.RED)
-        save(figure, places.figures, name, args.format)
+        save(figure, places.figures, name, formats, mark)
         plots.plt.close(figure)
         drawn.append(name)
 
