@@ -57,13 +57,20 @@ class CollapseLog:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file such that others see the old one or the new one."""
+    """Write a file such that others see the old one or the new one; nothing is left where that fails.
+
+    Of its own, as this library is installed without the rest of the project. Raises CollapseError.
+    """
+    temporary = None
     try:
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(file.name, 0o644)  # temporary files are for their owner alone
-        os.replace(file.name, path)
+        temporary.chmod(0o644)  # temporary files are for their owner alone
+        os.replace(temporary, path)
     except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
         raise CollapseError(f"can't write {path}: {error.strerror or error}") from None

@@ -50,7 +50,10 @@ def seconds_of_runs(result: Result) -> float:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Whoever reads the file sees the old one or the new one; processes that write it at once don't meet."""
+    """Whoever reads the file sees the old one or the new one; processes that write it at once don't meet.
+
+    Of its own: figures are drawn and judged without what trains, lib and torch.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

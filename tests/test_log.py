@@ -78,6 +78,10 @@ def test_a_saved_log_is_json_and_replaced_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["log.json"]
     with pytest.raises(CollapseError, match="can't write"):
         log.save(tmp_path / "absent" / "log.json")
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(CollapseError, match="can't write"):
+        log.save(tmp_path / "folder.json")
+    assert {path.name for path in tmp_path.iterdir()} == {"log.json", "folder.json"}
 
 
 def ink(path):
