@@ -618,6 +618,28 @@ def test_pairs_of_each_third_are_judged_apart_and_where_none_merges_nothing_is()
     assert verdict("exponent-far", dataclasses.replace(far_pairs(1.0, 0.0), runs=[stays])) == "not resolved"
 
 
+def neuron_that_goes_back(readings, by):
+    """Far above the threshold, where half have collapsed at first, a later checkpoint has `by` fewer than the last."""
+    neuron = readings["neuron"]
+    collapse = neuron.collapse.copy()
+    level = int(np.argmin(np.abs(neuron.noises / neuron.threshold - 1.2)))
+    collapse[1:, level] = np.linspace(0.5, 0.9, len(collapse) - 1)
+    collapse[3, level] = collapse[2, level] - by
+    return dataclasses.replace(neuron, collapse=collapse)
+
+
+def test_every_checkpoint_counts_for_the_step_at_the_threshold(readings):
+    assert verdict("neuron-sharpening", neuron_that_goes_back(readings, by=0.02)) is True
+    assert verdict("neuron-sharpening", neuron_that_goes_back(readings, by=0.2)) is False
+
+
+@pytest.mark.parametrize(("seconds", "holds"), [(1.9, True), (2.1, False)])
+def test_extraction_must_take_less_than_two_seconds(readings, seconds, holds):
+    extraction = readings["beyond_extract"]
+    planted = [dataclasses.replace(one, seconds=seconds) for one in extraction.planted]
+    assert verdict("extraction-fast", dataclasses.replace(extraction, planted=planted)) is holds
+
+
 def with_area(area):
     """Exponents whose area is this, known to .01."""
     reading = Exponents({}, 0, 1000, forecasts(1.0, 0.0)[0].runs, {}, [], None)
