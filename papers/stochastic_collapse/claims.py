@@ -19,7 +19,7 @@ from papers.claim import (
     rising,
     standard_error,
 )
-from papers.result import command_of
+from papers.result import command_of, counted
 from papers.stochastic_collapse import published
 from papers.stochastic_collapse.readings import (
     PAPER_WIDTH,
@@ -928,7 +928,7 @@ def first_to_go(sweep: Sweep) -> Outcome:
         raise NotResolved(f"no layer fell below {LOST}", "conv8 to conv10")
     right = [layer in ("conv8", "conv9", "conv10") for layer in firsts]
     measured = Numbers(np.array(right, float), ", ".join(firsts))
-    return Outcome("conv8 to conv10", measured, f"{len(firsts)} runs", all(right))
+    return Outcome("conv8 to conv10", measured, counted(len(firsts), "run"), all(right))
 
 
 FIRST = "In every run at the highest rate the layer that is first below 0.95 is one of conv8, conv9, conv10."
