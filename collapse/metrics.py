@@ -364,7 +364,8 @@ def _gram_triangle(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     """[n, d] -> [n, n]: the products of the rows, in the lower triangle; what is above isn't complete."""
     size = len(matrix)
     gram = torch.zeros(size, size, dtype=dtype, device=matrix.device)
-    for columns in matrix.split(COLUMNS, 1):
+    together = COLUMNS if matrix.dtype != dtype else 4 * COLUMNS  # what is converted should stay in the cache
+    for columns in matrix.split(together, 1):
         columns = columns.to(dtype)  # never all of a large matrix at once
         for start in range(0, size, RANK_ROWS):
             stop = min(start + RANK_ROWS, size)
@@ -382,17 +383,32 @@ def _entropy_in_float32(matrix: Tensor) -> Tensor | None:
     gram = _gram_triangle(matrix, torch.float32)
     of_products = 2 * _error_of_gram(gram, matrix)  # an estimate, good to a quarter
     error = of_products + _error_of_eigenvalues(gram)
-    shifted = gram.clone()
-    shifted.diagonal().sub_(4 * error)
-    _, failed = torch.linalg.cholesky_ex(shifted)  # much faster than the eigenvalues
-    if failed:
+    if _bound_on_smallest(gram) < 4 * error:  # much faster than the eigenvalues
         return None
-    singular = torch.linalg.eigvalsh(gram).double().sqrt()
+    squares = torch.linalg.eigvalsh(gram).double()
+    if squares[0] < 4 * error:
+        return None
+    singular = squares.sqrt()
     share = singular / singular.sum()
     entropy = _entropy(singular)
     gradient = (share.log() + entropy) / (2 * singular * singular.sum())
     off = error * torch.linalg.vector_norm(gradient)
     return entropy if off < ENTROPY_TOLERANCE else None
+
+
+def _bound_on_smallest(gram: Tensor) -> Tensor:
+    """A number that the smallest eigenvalue doesn't exceed, near zero where a row has vanished or two are equal.
+
+    It is the least of x^T gram x for the unit vectors e_i and (e_i +- e_j) / sqrt(2). Only the lower triangle is read.
+    """
+    own = gram.diagonal()
+    least = own.min()
+    for start in range(0, len(gram), RANK_ROWS):
+        stop = min(start + RANK_ROWS, len(gram))
+        means = (own[start:stop, None] + own[:stop]) / 2
+        products = gram[start:stop, :stop].tril(start - 1)  # zero elsewhere, where the means are no less than `least`
+        least = torch.minimum(least, (means - products.abs()).min())
+    return least
 
 
 def _error_of_eigenvalues(gram: Tensor) -> Tensor:

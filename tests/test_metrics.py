@@ -360,3 +360,19 @@ def test_the_allowance_for_eigenvalues_in_float32_is_kept(decay):
         off = torch.linalg.vector_norm(torch.linalg.eigvalsh(gram) - exact)
         allowed = metrics._error_of_eigenvalues(gram)
         assert 0 < off < allowed < 50 * off
+
+
+@pytest.mark.parametrize("planted", ["nothing", "vanished", "equal", "opposite"])
+def test_collapsed_rows_show_in_a_bound_on_the_smallest_eigenvalue(planted):
+    """So that eigenvalues in float32, which would be refused, aren't computed for them."""
+    matrix = torch.randn(300, 900, generator=generator(4))
+    if planted == "vanished":
+        matrix[200] = 0
+    if planted in ("equal", "opposite"):
+        matrix[299] = matrix[17] if planted == "equal" else -matrix[17]
+    gram = matrix @ matrix.T
+    bound = metrics._bound_on_smallest(gram)
+    assert bound >= torch.linalg.eigvalsh(gram.double())[0] - 1e-3
+    assert (bound < 0.01) == (planted != "nothing")
+    half = gram.tril() + torch.full_like(gram, math.nan).triu(1)
+    assert metrics._bound_on_smallest(half) == bound  # of the lower triangle alone
