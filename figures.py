@@ -195,15 +195,14 @@ def mark_of(name: str, shown: list[str], results: Path, args: argparse.Namespace
 
     Another version of Matplotlib draws other bytes of the same picture; by its mark it is left as it is.
     """
-    from papers import plots, registry
+    from papers import claim, plots, registry, result
 
     package = Path(sys.modules[registry.FIGURES[name].draw.__module__].__file__).parent
-    made_of = [results / f"{result}.json" for result in shown]
-    made_of += [Path(plots.__file__), *sorted(package.glob("*.py"))]
+    code = [path for path in sorted(package.glob("*.py")) if path.name != "claims.py"]
+    code += [Path(shared.__file__) for shared in (claim, plots, result)]
     digest = hashlib.sha256(f"{name} {args.width} {args.quick}".encode())
-    for path in made_of:
-        if path.name != "claims.py":
-            digest.update(path.read_bytes())
+    for path in [*code, *(results / f"{one}.json" for one in shown)]:
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

@@ -110,15 +110,22 @@ def check_slots(groups: list[NeuronGroup], computed_alone: bool) -> None:
         check_values(tensor, name)
 
 
-def square_sizes(group: NeuronGroup, roles: tuple[str, ...], weights_only: bool = False) -> Tensor:
-    """[n] squared norms, in float64, of each neuron's parameters with these roles."""
+def square_sizes(group: NeuronGroup, roles: tuple[str, ...], weights_only: bool = False, rough: bool = False) -> Tensor:
+    """[n] squared norms of each neuron's parameters with these roles, in float64; `rough`: from norms in float32."""
     total = torch.zeros(group.size, dtype=torch.float64)
     for slot in group.with_role(*roles):
         if weights_only and slot.tensor.ndim == 1:
             continue
         rows = slot.read(slot.tensor.detach()).reshape(group.size, -1)
-        total = total.to(rows.device) + row_squares(rows)
+        squares = rough_squares(rows) if rough else row_squares(rows)
+        total = total.to(rows.device) + squares
     return total
+
+
+def rough_squares(rows: Tensor) -> Tensor:
+    """[n, d] -> [n] of float64: squared norms as exact as float32, several times faster than `row_squares`."""
+    norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.promote_types(rows.dtype, torch.float32))
+    return norms.double().square()
 
 
 def constant_neurons(group: NeuronGroup, vanishing: float) -> Tensor:
@@ -142,13 +149,7 @@ def constant_neurons(group: NeuronGroup, vanishing: float) -> Tensor:
 
 def clearly_heard(group: NeuronGroup, vanishing: float) -> bool:
     """Whether all neurons' incoming weights are so large that float32, several times faster, is enough to tell."""
-    squares = torch.zeros(group.size, dtype=torch.float64)
-    for slot in group.with_role("incoming"):
-        if slot.tensor.ndim > 1:
-            rows = slot.read(slot.tensor.detach()).reshape(group.size, -1)
-            norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.promote_types(rows.dtype, torch.float32))
-            squares = squares.to(rows.device) + norms.double().square()
-    sizes = squares.sqrt()
+    sizes = square_sizes(group, ("incoming",), weights_only=True, rough=True).sqrt()
     in_range = sizes.max() > 1e-15  # where squares don't vanish in float32; infinite ones compare as False
     return bool(in_range & (sizes.min() > 2 * vanishing**2 * sizes.max()))
 
