@@ -10,8 +10,7 @@ import signal
 import sys
 import threading
 
-CTRL_C = 130  # exit codes that shells use: 128 + the number of the signal
-TERMINATED = 143
+CTRL_C = 130  # the exit code that shells use: 128 + the number of the signal
 
 
 def leave_at_once(number, frame):

@@ -292,12 +292,6 @@ def need_settings(settings: dict, **published) -> None:
             raise OtherSettings(f"published with {name} = {value}, not {settings.get(name)}")
 
 
-def need_measurement(value, what: str, command: str = "") -> None:
-    """Raises NotRun where a result is older than the measurement `value`, which is then None."""
-    if value is None:
-        raise NotRun(f"the result has no {what} yet", command)
-
-
 def standard_error(values, axis: int = -1):
     """Of the mean over seeds, which lie along `axis`; NaN of a single one."""
     values = np.asarray(values, dtype=float)

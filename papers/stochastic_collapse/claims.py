@@ -22,13 +22,11 @@ from papers.claim import (
 from papers.result import command_of, counted
 from papers.stochastic_collapse import published
 from papers.stochastic_collapse.readings import (
-    PAPER_WIDTH,
     Diagonal,
     Neuron,
     Pair,
     Quartic,
     Sweep,
-    as_published,
     at_step,
     at_the_end,
     drops,
@@ -1277,7 +1275,3 @@ def resnet_drop_published(sweep: Sweep):
 def resnet_accuracy_after_drop(sweep: Sweep):
     need_settings(sweep.settings, **published.RESNET_SETTINGS, learning_rate=published.VGG_DROP_RATE)
     return accuracies_near(sweep, published.RESNET_ACCURACY_AFTER, from_step=8000)
-
-
-def is_full_size(sweep: Sweep) -> bool:
-    return sweep.parts.width == PAPER_WIDTH and as_published(sweep, published.VGG_SETTINGS)
