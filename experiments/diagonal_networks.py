@@ -38,7 +38,9 @@ def draw_regression(n: int, d: int, r: int, seed: int, device: str | torch.devic
     draw = np.random.RandomState(seed)
     x = draw.multivariate_normal(np.zeros(d), np.eye(d), n)
     x_test = draw.multivariate_normal(np.zeros(d), np.eye(d), 1000)
-    target = abs(draw.randn(d) * (np.arange(d) < r))
+    drawn = draw.randn(d)
+    nonzero = np.arange(d) < r
+    target = np.abs(drawn * nonzero)
     target = target / np.linalg.norm(target)
     return Regression(*(torch.from_numpy(array).to(device) for array in (x, x_test, target)))
 

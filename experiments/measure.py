@@ -216,12 +216,15 @@ def extract_own(
 
 def extraction_table(rows: list[dict]) -> str:
     """What was done to each group, for people: at most 100 columns."""
-    lines = [f"{'neurons of':40} {'width':>7} {'vanished':>9} {'constant':>9} {'merged':>7} {'kept':>7}"]
+    columns = {"width": 7, "vanished": 9, "constant": 9, "merged": 7, "kept": 7}
+    titles = [f"{title:>{room}}" for title, room in columns.items()]
+    lines = [" ".join([f"{'neurons of':40}", *titles])]
     for row in rows:
-        name = row["name"] if len(row["name"]) <= 40 else ".." + row["name"][-38:]
-        lines.append(
-            f"{name:40} {row['width']:7,} {row['vanished']:9,} {row['constant']:9,} {row['merged']:7,} {row['kept']:7,}"
-        )
+        name = row["name"]
+        if len(name) > 40:
+            name = ".." + name[-38:]
+        cells = [f"{row[key]:{room},}" for key, room in columns.items()]
+        lines.append(" ".join([f"{name:40}", *cells]))
         if row["left"]:
             what = "left whole" if row["kept"] == row["width"] else "not all taken"
             lines.append(cut(f"  {what}: {row['left']}"))

@@ -71,7 +71,8 @@ def exponents_at(model: nn.Module, run: Run, images: Images, first: int, steps: 
     drawn = dataclasses.replace(run, seed=run.seed + OTHER_DRAWS)
     batches = tqdm(step_batches(images, drawn, first, first + steps), title, steps, **progress)
     found = collapse_exponent(model, sets, batches, sgd_of(model, run), frozen=True)
-    return per_thousand(found["growth"][steps // 5 :].mean(0))
+    after_settling = found["growth"][steps // 5 :]
+    return per_thousand(after_settling.mean(0))
 
 
 def switch(

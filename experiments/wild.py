@@ -100,10 +100,15 @@ SENTENCES = (
 
 def tokens(vocabulary: Path, sentences: tuple[str, ...] = SENTENCES) -> Tensor:
     """[sentences, length] of token numbers: whole words of the vocabulary, cut to the shortest sentence."""
-    number = {word: k for k, word in enumerate(vocabulary.read_text(encoding="utf-8").splitlines())}
-    rows = [[number["[CLS]"], *(number[word] for word in text.split() if word in number)] for text in sentences]
-    length = min(len(row) for row in rows)
-    return torch.tensor([[*row[:length], number["[SEP]"]] for row in rows])
+    words = vocabulary.read_text(encoding="utf-8").splitlines()
+    numbers = {word: number for number, word in enumerate(words)}
+    start, end = numbers["[CLS]"], numbers["[SEP]"]
+    rows = []
+    for text in sentences:
+        known = [numbers[word] for word in text.split() if word in numbers]
+        rows.append([start, *known])
+    shortest = min(len(row) for row in rows)
+    return torch.tensor([[*row[:shortest], end] for row in rows])
 
 
 # ======================================================================================

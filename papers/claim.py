@@ -301,11 +301,40 @@ def standard_error(values, axis: int = -1):
     return np.std(values, axis=axis, ddof=1) / np.sqrt(count)
 
 
-def decide(gain: float, error: float, expected, measured: Numbers, note: str, factor: float = 2.0) -> Outcome:
-    """True or False by the sign of a gain that is known to `factor` standard errors; else raises NotResolved."""
-    known = np.isfinite(gain) and np.isfinite(error) and abs(gain) > factor * error
+STUDENT_OF_FEW = {1: 12.71, 2: 4.30, 3: 3.18}
+
+
+def student_limit(degrees: int) -> float:
+    """Two-sided 95 % of Student's t with these degrees of freedom.
+
+    From 4 on by Cornish and Fisher's expansion, within 1 %.
+    """
+    if degrees in STUDENT_OF_FEW:
+        return STUDENT_OF_FEW[degrees]
+    z = 1.96
+    first = (z**3 + z) / (4 * degrees)
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
+    return z + first + second + third
+
+
+def two_errors(seeds: int) -> float:
+    """What criteria call 2 s.e.: how many standard errors the mean of so many seeds is known to, with 95 %.
+
+    Two with 60 seeds; more with few, whose standard error is itself not known well (Student 1908).
+    """
+    return max(2.0, student_limit(seeds - 1))
+
+
+def decide(gain: float, error: float, expected, measured: Numbers, note: str, seeds: int | None = None) -> Outcome:
+    """True or False by the sign of a gain that is known to 2 s.e. (`two_errors`); else raises NotResolved.
+
+    seeds: how many `error` was estimated from; None where it is known otherwise, as that of a share of many.
+    """
+    limit = 2.0 if seeds is None else two_errors(seeds)
+    known = np.isfinite(gain) and np.isfinite(error) and abs(gain) > limit * error
     if not known:
-        raise NotResolved(f"the difference is within {factor:g} s.e.", expected, measured, note)
+        raise NotResolved(f"the difference is within {limit:.3g} s.e.", expected, measured, note)
     return Outcome(expected, measured, note, bool(gain > 0))
 
 
@@ -313,8 +342,8 @@ def falling(rows: Sequence[np.ndarray], measured: Numbers, seeds_word: str = "se
     """Does a number fall along `rows` [several][seeds], over all of them?
 
     Seed by seed the slope of a straight line through the rows (their order is the axis) is negative, and no row
-    lies above the one before it, each by over 2 s.e. of the differences between rows, seed by seed. Raises
-    NotResolved with a single row or fewer than two seeds.
+    lies above the one before it, each by over 2 s.e. (`two_errors`) of the differences between rows, seed by seed.
+    Raises NotResolved with a single row or fewer than two seeds.
     """
     return monotone(rows, -1, "falling", measured, seeds_word)
 
@@ -339,9 +368,13 @@ def monotone(rows: Sequence[np.ndarray], sign: int, expected: str, measured: Num
     step_errors = standard_error(steps)
     slope_error = float(standard_error(slopes))
     note = f"slope {slopes.mean():.3g}, s.e. {slope_error:.1g}, {shared} {seeds_word}"
-    if (-sign * steps.mean(1) > 2 * np.maximum(step_errors, 1e-12)).any():
+    against = -sign * steps.mean(1) / np.maximum(step_errors, 1e-12)
+    if (against > two_errors(shared)).any():
         return Outcome(expected, measured, note, False)
-    return decide(sign * slopes.mean(), slope_error, expected, measured, note)
+    outcome = decide(sign * slopes.mean(), slope_error, expected, measured, note, seeds=shared)
+    if outcome.holds and (against > 2).any():  # with few seeds not enough to refute, too much to confirm
+        raise NotResolved("a step goes the other way", expected, measured, note)
+    return outcome
 
 
 def chi_square_limit(count: int, deviations: float = 2.33) -> float:

@@ -99,10 +99,13 @@ class Result:
         return values
 
     def check_axis(self, key: str, axis: str | int, length: int) -> None:
-        expected, first = (axis, "") if isinstance(axis, int) else self.sizes.setdefault(axis, (length, key))
+        if isinstance(axis, int):
+            if length != axis:
+                raise self.refuse(f"{self.place(key)} has {length} entries, expected {axis}")
+            return
+        expected, first = self.sizes.setdefault(axis, (length, key))
         if length != expected:
-            than = f", {self.place(first)} has {expected}" if first else f", expected {expected}"
-            raise self.refuse(f"{self.place(key)} has {length} {axis if isinstance(axis, str) else 'entries'}{than}")
+            raise self.refuse(f"{self.place(key)} has {length} {axis}, {self.place(first)} has {expected}")
 
     def numbers(self, key: str, length: str = "") -> list:
         """A list of numbers as they stand in the file: whole numbers stay whole."""

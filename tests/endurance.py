@@ -708,7 +708,11 @@ def page(result: dict) -> str:
     about = result["environment"]
     lines += ["", f"torch {about['torch']}, {about['machine']}, {about['seconds'] / 3600:.1f} hours in all."]
     commits = [f"{name} ({trials} trials)" for name, trials in result["commits"].items()]
+    tried = sum(row["tried"] for row in result["parts"])
+    unknown = tried - sum(result["commits"].values())
     lines += ["", f"On these commits: {', '.join(commits)}.", *EARLIER]
+    if unknown:
+        lines += [f"For the other {unknown} trials the commit wasn't kept."]
     lines += ["", "Found by it, and mended since:", "", *(f"- {fault}" for fault in FOUND)]
     losses = [f"- {row['what']}, {loss}" for row in result["parts"] for loss in row["lost"]]
     if losses:

@@ -424,6 +424,17 @@ def extraction(gain):
     return Extraction({}, [], rows)
 
 
+def inside(*kept):
+    """Networks at rising learning rates that keep so much of their parameters, four seeds each."""
+    rows = []
+    for place, share in enumerate(kept):
+        for seed in range(4):
+            before = {"parameters": 100.0, "flops": 100.0, "accuracy": 0.9, "tuned": 0.9}
+            after = before | {"parameters": 100 * share + 0.1 * seed}
+            rows.append(Extracted(0.01 * (place + 1), 0.0, seed, 10, 0.6, before, after, None))
+    return Extraction({}, [], rows)
+
+
 def forecasts(told, watched):
     """Of 100 neurons the first 20 vanish; exponents and measured slopes know it by so much."""
     draw = np.random.default_rng(0)
@@ -580,6 +591,7 @@ def made_up(readings):
         "deep-error": ([deep(1)], [deep(-1)]),
         "deep-first-block": ([deep(1)], [deep(1, first=0.05)]),
         "densenet-sparsity": ([deep(1)], [deep(-1)]),
+        "extraction-rate": ([inside(0.9, 0.5)], [inside(0.5, 0.9)]),
         "extraction-random": ([extraction(0.05)], [extraction(-0.05)]),
         "exponent-far": ([far_pairs(1.0, 0.0)], [far_pairs(0.0, 1.0)]),
         "windows-short": ([forecasts(1.0, 0.0)], [forecasts(0.0, 1.0)]),
@@ -704,6 +716,31 @@ def test_every_claim_can_fail(readings, monkeypatch):
                         can_fail.add(one.name)
                         break
     assert {one.name for one in everything} == can_fail & {one.name for one in everything}
+
+
+def test_two_standard_errors_are_students_limit():
+    table = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 11: 2.228, 31: 2.042}  # seeds: two-sided 95 %
+    for seeds, limit in table.items():
+        assert claim.two_errors(seeds) == pytest.approx(limit, rel=0.01)
+    assert claim.two_errors(1000) == 2.0
+
+
+def test_few_seeds_neither_confirm_nor_refute_a_trend_that_turns_back():
+    """Two seeds, three values: the last step rises by 6 s.e., which two seeds are known to as little as to 12.7."""
+    rows = {0.01: 0.9, 0.05: 0.5, 0.1: 0.512}
+    turning = sweep("vgg_lr", "learning_rate", rows, seeds=2, noise=0.002)
+    assert verdict("rate-independent", turning) == "not resolved"
+    assert verdict("rate-independent", sweep("vgg_lr", "learning_rate", rows, seeds=9, noise=0.0005)) is False
+
+
+def test_one_seed_refutes_what_is_said_of_all_and_does_not_confirm_it(readings):
+    whole = readings["divergence"]
+    one = dataclasses.replace(whole, seeds=whole.seeds[:1])
+    copies = one.seeds[0]
+    closed = dataclasses.replace(copies, distance=np.ones_like(copies.distance))
+    assert verdict("divergence-order", one) == "not resolved"
+    assert verdict("divergence-order", dataclasses.replace(one, seeds=[copies, copies])) is True
+    assert verdict("divergence-order", dataclasses.replace(one, seeds=[closed])) is False
 
 
 def test_a_claim_does_not_hold_on_nothing(readings):

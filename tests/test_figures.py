@@ -18,7 +18,7 @@ import figures
 from papers import claim, pages, plots, registry
 from papers.result import Result, ResultError, command_of
 from papers.stochastic_collapse import figures as deep_figures
-from papers.stochastic_collapse.readings import layers_of
+from papers.stochastic_collapse.readings import at_the_end, layers_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
@@ -87,10 +87,6 @@ FINDINGS = {
         "The earlier pruning starts": "delay-ordering:delay",
         "The later, the better": "delay-ordering:delay",
     },
-    "chaos_divergence": {
-        "Chaotic directions part": "divergence-order:divergence",
-        "random walk": "divergence-fit:divergence",
-    },
     "sparse_diagonal": {
         "far lower": "diagonal-large-helps",
         "Without noise": "diagonal-gd",
@@ -103,7 +99,6 @@ FINDINGS = {
         "They make features sparse": "two-layers-sparse",
         "test better": "three-layers-test",
     },
-    "beyond_extraction": {"a smaller network": "extraction-rate"},
     "beyond_random": {"It matters which go": "extraction-random:beyond_extract_noisy"},
     "beyond_exponent": {"it is exact": "exponent-closed", "near the set": "exponent-near"},
     "beyond_vanishing": {"lowest exponents": "vanishing-roc:beyond_vanishing"},
@@ -172,6 +167,43 @@ def test_the_widest_is_drawn_and_another_on_demand():
     figure = registry.FIGURES["fig4_independent"].draw(readings, 16)
     titles = titles_of(figure)
     assert any(title.startswith("Controls") for title in titles) and any("MNIST, width 16" in title for title in titles)
+
+
+def with_rates(sweep, *rates):
+    """A reading without the runs of other rates."""
+    return dataclasses.replace(sweep, runs=[run for run in sweep.runs if run.value in rates])
+
+
+def test_a_wider_result_of_one_rate_does_not_hide_a_sweep():
+    sweep = narrower("vgg_lr_width8")
+    single = with_rates(narrower("vgg_lr_width16", width=16), 0.05)
+    readings = {"vgg_lr_width8": sweep, "vgg_lr_width16": single}
+    assert [one.name for one in deep_figures.chosen_sweeps(readings, None)] == ["vgg_lr_width8"]
+    assert [one.name for one in deep_figures.chosen_sweeps(readings, 16)] == ["vgg_lr_width16"]
+    assert [one.name for one in deep_figures.chosen_sweeps({"vgg_lr_width16": single}, None)] == ["vgg_lr_width16"]
+
+
+def test_data_sets_are_compared_at_a_rate_that_all_have_and_the_hardest_come_first():
+    names = {
+        "mnist": "vgg_lr_mnist_width16",
+        "cifar10": "vgg_lr_width16",
+        "fashion_mnist": "vgg_lr_fashion_mnist_width16",
+    }
+    readings = {}
+    for dataset, name in names.items():
+        readings[name] = narrower(name, width=16, dataset=dataset)
+    readings["vgg_lr_mnist_width16"] = with_rates(readings["vgg_lr_mnist_width16"], 0.02, 0.05)
+    readings["vgg_lr_width8"] = narrower("vgg_lr_width8")  # narrower: not drawn
+    readings["vgg_lr_cifar100_width16"] = narrower("vgg_lr_cifar100_width16", width=16, dataset="cifar100", steps=10)
+    (sweeps,) = deep_figures.same_but_for_data(readings, None)
+    assert [one.settings["dataset"] for one in sweeps] == ["cifar10", "fashion_mnist", "mnist"]
+    assert deep_figures.rate_in_common(sweeps) == 0.05
+    figure = deep_figures.draw_data_sets(readings, None)
+    drawn = figure.axes[0].get_lines()
+    for line, sweep in zip(drawn, sweeps, strict=True):
+        assert line.get_ydata() == pytest.approx(at_the_end(sweep)[0.05].mean(0))
+    alone = {"vgg_lr_width16": readings["vgg_lr_width16"]}
+    assert deep_figures.draw_data_sets(alone, None) is None
 
 
 def stars_of(figure):

@@ -50,10 +50,10 @@ def draw_extraction(extraction: Extraction):
         if key in ("accuracy", "tuned"):
             panel.axhline(0, color="k", lw=0.8)
             panel.set_xlabel("learning rate, below it label noise")
-    axes[0, 0].set_title("More learning rate, a smaller network inside")
-    axes[0, 1].set_title("and a cheaper one")
+    axes[0, 0].set_title("Parameters of the network inside")
+    axes[0, 1].set_title("Multiplications of the network inside")
     changes = [abs(one.after["accuracy"] - one.before["accuracy"]) for one in rows if one.redundant == limits[0]]
-    axes[1, 0].set_title(f"At {limits[0]:g} the accuracy moves by at most {max(changes):.3f}")
+    axes[1, 0].set_title(f"Redundant below {limits[0]:g}: accuracy moves by {max(changes):.3f} or less")
     axes[1, 1].set_title("The same after some fine-tuning of both")
     legend_below(figure, [axes[0, 0]], 3, "redundant below")
     return figure
@@ -115,7 +115,8 @@ def draw_exponent(exponents: Exponents):
     of log distances over the same steps and over the next (grey: number of pairs, darker is more), and against what
     happens by the end of the run: who merges (areas under the curve with 95 % intervals), when, and what the
     exponents are made of (boxes: quartiles, whiskers 5 to 95 % of pairs). `watching` carries the distance on at its
-    own measured slope."""
+    own measured slope. `merged pairs` counts all pairs of a group, the areas those followed from the start; a pair that
+    has merged may part again."""
     figure, axes = canvas(3, rows=2, height=2.9)
     draw_known(axes[0, 0], exponents)
     draw_slopes(axes[0, 1], exponents, "same", "Over the same steps:\nnear the set it is the slope")
@@ -362,8 +363,8 @@ def draw_causes(causes: Causes):
         panel.set_xticks(range(len(names)), names)
         panel.axhline(0, color="k", lw=0.8)
         panel.set_xlabel("batch size")
-        words = "The less noise, the higher" if decay == 0 else "and lower with decay"
-        panel.set_title(f"{words} (weight decay {decay:g})")
+        words = "The less noise, the higher the exponent" if decay == 0 else "Exponents are lower with decay"
+        panel.set_title(f"{words}\n(weight decay {decay:g})")
         panel.set_xlim(-0.5, len(names) - 0.5)
     axes[0, 0].set_ylabel("per 1,000 steps")
     legend_below(figure, [axes[0, 0]], 5)
@@ -418,14 +419,14 @@ def draw_wild(networks: list[Shipped]):
     return figure
 
 
-BY_LAYER = ("MTCNN O-Net", "EfficientNet-Lite1", "all-MiniLM-L6-v2")  # small, large, a transformer
+BY_LAYER = ("MTCNN O-Net", "EfficientNet-Lite1")  # a small one, a large one
 MOST_NAMES = 12  # of layers that fit beside a panel
 
 
 def draw_wild_layers(networks: list[Shipped]):
     """Where trained networks that packages ship have collapsed: layer by layer, first above, the share of vanished
     and redundant neurons at the paper's thresholds, and below it that of constant ones, which may be redundant too.
-    Networks in which nothing has are not drawn, such as the transformer all-MiniLM-L6-v2."""
+    Drawn are a small and a large network in which something has; docs/your_network.md has the numbers of all."""
     chosen = [one for one in networks if one.name in BY_LAYER and one.vanishing + one.redundant + one.constant > 0]
     if not chosen:
         return None

@@ -64,7 +64,7 @@ KINDS = {
 
 def look_of(name: str) -> Look:
     """The look of a variant, also of one that isn't the paper's."""
-    return VARIANTS.get(name, Look("0.4", "--", "*", name.replace("@", " pruned from ")))
+    return VARIANTS.get(name, Look("0.4", "-.", "*", name.replace("@", " pruned from ")))
 
 
 def draw_band(axes, pruning: Pruning, name: str, key: str, smooth: int, label: str | None = None) -> None:
@@ -109,7 +109,7 @@ def draw_pruning(readings: dict, width: int | None = None):
         panel.set_title(other.about)
     for panel in panels[len(others) :]:
         panel.set_axis_off()
-    legend_below(figure, axes, 4, main.about)
+    legend_below(figure, axes, 4)
     return figure
 
 
@@ -130,7 +130,7 @@ def draw_accuracies(axes, pruning: Pruning) -> None:
 def draw_main_pruning(axes, pruning: Pruning) -> None:
     smooth = 5 if pruning.steps >= 5000 else 1
     draw_accuracies(axes[0, 0], pruning)
-    axes[0, 0].set_title("Without the chaotic directions it hardly learns")
+    axes[0, 0].set_title(f"Without the chaotic directions it hardly learns\n({pruning.about}; next three, too)")
     for panel, key in ((axes[0, 1], "loss"), (axes[1, 0], "kept")):
         for name in own_variants(pruning):
             draw_band(panel, pruning, name, key, smooth, label="_")
@@ -243,7 +243,7 @@ def draw_distances(axes, divergence: Divergence, copies) -> None:
     axes.plot(copies.times, bound, color="0.5", lw=0.9, ls=(0, (6, 2)))
     axes.set(xlabel="step t", ylabel="distance d to the unperturbed run", yscale="log")
     axes.set_ylim(copies.distance.min() / 2, 3 * copies.tangent.max())
-    axes.set_title("Chaotic directions part, convergent ones close")
+    axes.set_title("How far copies part, by direction")
     thousands(axes.xaxis)
 
 
@@ -276,12 +276,12 @@ def draw_fits(axes, divergence: Divergence, copies) -> None:
         if not distance.shape[1]:
             continue
         squared = (distance**2).mean(1)
-        a, b, quality = walk_and_drift(copies.times, np.sqrt(squared), divergence.perturbation)
+        fit = walk_and_drift(copies.times, np.sqrt(squared), divergence.perturbation)
         look = KINDS[kind]
-        model = divergence.perturbation**2 + a * copies.times + b * copies.times**2
-        axes.plot(copies.times, squared, color=look.color, ls=look.line, label=f"R² {quality:.3f}")
-        axes.plot(copies.times, model, "k:", lw=1.2)
-    axes.set(xlabel="step t", ylabel="squared distance d²", yscale="log", title="A random walk and a drift fit them")
+        axes.plot(copies.times, squared, color=look.color, ls=look.line, label=f"R² {fit.quality:.3f}")
+        axes.plot(copies.times, fit.model**2, "k:", lw=1.2)
+    axes.set(xlabel="step t", ylabel="squared distance d²", yscale="log")
+    axes.set_title("Fits of a random walk and a drift (dotted)")
     thousands(axes.xaxis)
     axes.legend(loc="upper left", bbox_to_anchor=(0.45, 0.75), ncols=1)
 
@@ -360,9 +360,10 @@ def draw_spectra(axes, spaces) -> None:
 
 
 def title_of_spectra(spaces) -> str:
-    """The share of the directions that are called chaotic, at the first and at the last checkpoint."""
-    first, last = spaces.dimensions[[0, -1], 0] / max(spaces.ranks.max(), 1)
-    return f"Chaotic: {first:.1%} of the directions, later {last:.1%}"
+    """The share of the directions that are called chaotic: at the first and last checkpoint, and at most."""
+    shares = spaces.dimensions[:, 0] / max(spaces.ranks.max(), 1)
+    most = f"up to {shares.max():.0%}, " if shares.max() > max(shares[0], shares[-1]) else ""
+    return f"Chaotic directions: {shares[0]:.0%} at first, {most}{shares[-1]:.0%} at the end"
 
 
 def draw_similarity(axes, subspace: Subspace, anchor: int) -> None:

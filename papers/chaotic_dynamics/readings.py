@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from typing import NamedTuple
 
 import numpy as np
 
@@ -54,6 +55,9 @@ class Pruning:
         return f"{describe(self.settings)}, {counted(self.seeds, 'seed')}"
 
 
+PAPER_RATE = 0.001
+
+
 def describe(settings: dict) -> str:
     networks = {"mlp": "MLP 256-20-10", "cnn": "CNN"}
     datasets = {"usps": "USPS", "fashion_mnist": "Fashion-MNIST"}
@@ -70,6 +74,8 @@ def describe(settings: dict) -> str:
         words += f",\nat most {settings['k']} directions pruned"
     if settings.get("momentum"):
         words += f", momentum {settings['momentum']:g}"
+    if settings["learning_rate"] != PAPER_RATE:
+        words += f", rate {settings['learning_rate']:g}"
     return words
 
 
@@ -288,13 +294,24 @@ def growth(times: np.ndarray, distance: np.ndarray, low: float, high: float, pow
     return slope, 1 - residual.var(0) / y.var(0)
 
 
-def walk_and_drift(times: np.ndarray, distance: np.ndarray, start: float) -> tuple[float, float, float]:
-    """Least squares of d^2 = start^2 + a t + b t^2 over the whole curve, as the paper: a, b, and R^2 of d."""
+class WalkAndDrift(NamedTuple):
+    """A fit of d^2 = start^2 + walk t + drift t^2, its curve d(t), and the R^2 of d."""
+
+    walk: float
+    drift: float
+    model: np.ndarray
+    quality: float
+
+
+def walk_and_drift(times: np.ndarray, distance: np.ndarray, start: float) -> WalkAndDrift:
+    """A random walk and a drift, by least squares of d^2 over the whole curve, as the paper."""
     design = np.stack([times, times**2], 1)
-    (a, b), *_ = np.linalg.lstsq(design, distance**2 - start**2, rcond=None)
-    model = np.sqrt(np.maximum(start**2 + design @ [a, b], 0))
+    coefficients, *_ = np.linalg.lstsq(design, distance**2 - start**2, rcond=None)
+    squares = start**2 + design @ coefficients
+    model = np.sqrt(np.maximum(squares, 0))
     unexplained = ((distance - model) ** 2).sum()
-    return a, b, 1 - unexplained / ((distance - distance.mean()) ** 2).sum()
+    total = ((distance - distance.mean()) ** 2).sum()
+    return WalkAndDrift(*coefficients, model, 1 - unexplained / total)
 
 
 READERS = {

@@ -88,7 +88,7 @@ def draw_durations(axes, groups: list[Group], name: str, kind: str, label: str) 
     bars = np.abs(rows[[0, 2]] - rows[1])
     lost = sum(group.diverged for group in groups)
     if lost:
-        label += f" ({lost} lost)"
+        label += f" ({lost} of {sum(group.seeds for group in groups)} lost)"
     style = {"color": look.color, "ls": look.line, "marker": look.marker, "ms": 5, "lw": 1.2, "capsize": 3}
     axes.errorbar(shares, rows[1], bars, **style, label=label)
     axes.set_xlabel("large step until (share of the run)")
@@ -343,11 +343,12 @@ FITTED = {"two": 1e-3, "three": 1e-2}  # training loss of a run that has fitted 
 
 def draw_relu(relu: Relu):
     """ReLU students of ReLU teachers. First row: where the 20 hidden neurons of one two-layer student point (full:
-    positive output; grey rays: the teacher's). Second row, two layers: ranks, sparsities (low: few features are
-    active) and test losses at the end of every seed that lived and fitted (dots), with the small step, at the
-    published large step until 10, 30, 50 %, and at each seed's own largest stable step; bars: medians. Third row:
-    three layers, as published and with one peak and divisor. Under each: how many of the seeds are shown. Stars:
-    published, one run each."""
+    positive output; grey rays: the teacher's, dashed where its output is negative), after training times |a|, the
+    size of the output weight; each panel has a scale of its own. Second row, two layers: ranks, sparsities (low: few
+    features are active) and test losses at the end of every seed that lived and fitted (dots), with the small step,
+    at the published large step until 10, 30, 50 %, and at each seed's own largest stable step; bars: medians. Third
+    row: three layers, as published and with one peak and divisor. Under each: how many of the seeds are shown.
+    Stars: published, one run each."""
     figure = plt.figure(figsize=(WIDTH, 8.6))
     upper, lower = figure.subfigures(2, 1, height_ratios=[1, 2])
     draw_pointing(upper.subplots(1, 3), relu)
@@ -360,8 +361,8 @@ def draw_relu(relu: Relu):
 def draw_pointing(panels, relu: Relu) -> None:
     titles = {
         "start": "Neurons of a student at the start",
-        "small": "after the small step, 0.13",
-        "edge": f"after {relu.edge[0]:.2g} until 50%",
+        "small": "The same after the small\nstep, 0.13",
+        "edge": f"The same after its largest\nstable step, {relu.edge[0]:.2g}, until 50%",
     }
     teacher = relu.neurons["teacher"]
     for panel, (name, title) in zip(panels, titles.items(), strict=True):
@@ -447,7 +448,8 @@ def draw_three_layers(panels, relu: Relu) -> None:
 
 
 def draw_deep(readings: dict, width: int | None = None):
-    """Deep networks trained with small and large steps: the longer the large step, the sparser the deep features.
+    """Deep networks trained with small and large steps: in this seed the longer the large step, the sparser the deep
+    features.
     Feature sparsity is the share of (image, unit) pairs at which a unit is active, duplicated units removed: low
     means sparse. Losses and errors along training; sparsity of each block at the end, and of the last two blocks
     along training; the first seed. Solid: as published (the peak grows with the duration), dashed: same peak and
@@ -492,7 +494,7 @@ class DeepTitles(NamedTuple):
     error: str = "Test error"
     end: str = "Features at the end"
     before: str = "Features along\ntraining: last stage"
-    last: str = "and after pooling"
+    last: str = "Features along\ntraining: after pooling"
 
 
 def titles_of_deep(runs: list) -> DeepTitles:
@@ -508,7 +510,7 @@ def titles_of_deep(runs: list) -> DeepTitles:
     if (np.diff(errors) < 0).all():
         titles = titles._replace(error="In this seed larger, longer\nsteps end at a lower error")
     if (np.diff(shares) < 0).all():
-        titles = titles._replace(end="and its deep blocks\nget sparser")
+        titles = titles._replace(end="In this seed they leave\ndeep blocks sparser")
     return titles
 
 

@@ -346,11 +346,12 @@ class Deep:
 
     @property
     def about(self) -> str:
-        s = self.settings
         models = {"resnet18": "ResNet-18", "resnet34": "ResNet-34", "densenet100": "DenseNet-100", "vgg16": "VGG-16"}
         datasets = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "synthetic": "generated images"}
-        model, dataset = models.get(s["model"], s["model"]), datasets.get(s["dataset"], s["dataset"])
-        return f"{model}, {dataset}, width {s['width']}, batch {s['batch_size']}, {s['steps']:,} steps"
+        run = self.settings
+        model = models.get(run["model"], run["model"])
+        dataset = datasets.get(run["dataset"], run["dataset"])
+        return f"{model}, {dataset}, width {run['width']}, batch {run['batch_size']}, {run['steps']:,} steps"
 
 
 def read_deep_run(record: Result, blocks: int) -> DeepRun | None:

@@ -262,14 +262,15 @@ def neuron_published(neuron: Neuron):
     "ours",
     """The published data set is drawn without a seed; with one fitted number, the speed of its clock (mean x^2 of
     its 32 points beside ours), the published probabilities are met.""",
-    """With the clock that fits best from 0.5 to 1.5, 95 % of the 25 points within 2 standard errors, and the clock
+    """With the clock that fits best from 0.1 to 3, 95 % of the 25 points within 2 standard errors, and the clock
     within 2 standard deviations of what 32 points give, 0.25 each.""",
     figure="fig2_neuron",
     needs="neuron",
+    changed="the best clock was sought from 0.5 to 1.5 alone, so that its own bounds could not fail.",
 )
 def neuron_published_clock(neuron: Neuron):
     need_settings(neuron.settings, points=32, euler_step=0.01, threshold=0.01, steps=100_000)
-    clocks = np.linspace(0.5, 1.5, 101)
+    clocks = np.linspace(0.1, 3, 291)
     sums = []
     for clock in clocks:
         paper, ours = at_published_points(neuron, clock)
@@ -714,14 +715,13 @@ def noise_effective_rank(sweep: Sweep):
 
 
 @claim(
-    "published",
+    "paper",
     """Label noise acts on the first half of VGG-16 (conv1 to conv7), while conv8 to fc15 are collapsed at every
     noise.""",
     """Fraction in conv1 to conv7 falls over all noises (slope, and no step up, by over 2 s.e.), and is below 0.2 in
     conv8 to fc15 (all runs), where the paper has 0.03 to 0.14.""",
     figure="fig4_independent",
     each=only_vgg(NOISES),
-    shows=f"conv1: {numbers([row[0] for row in published.VGG_NOISE.values()]).text}; conv8 to fc15: 0.03 to 0.14",
 )
 def noise_by_depth(sweep: Sweep):
     first, first_shown = part_of_network(sweep, "independent", slice(0, 7))
@@ -754,7 +754,8 @@ def batch_independent(sweep: Sweep):
     gains = [rows[end].mean() - means[least] for end in (0, -1)]
     errors = [np.hypot(standard_error(rows[end]), standard_error(rows[least])) for end in (0, -1)]
     weakest = int(np.argmin(np.array(gains) / errors))
-    return decide(gains[weakest], errors[weakest], "least inside", measured, f"{errors[weakest]:.3f}")
+    note = f"{errors[weakest]:.3f}"
+    return decide(gains[weakest], errors[weakest], "least inside", measured, note, seeds=min(map(len, rows)))
 
 
 @claim(
@@ -781,17 +782,24 @@ def profile(sweep: Sweep, value: float) -> dict:
 
 
 def near_published(paper: dict, ours: dict) -> Outcome:
-    """The criterion that was fixed before the full-size run: within 0.15 in at least 11 of the 14 layers."""
+    """The criterion that was fixed before the full-size run: within 0.15 in at least 11 of the 14 layers.
+
+    And the loss of neurons: early profiles are so near 1 that a network before training is within 0.15 everywhere.
+    """
     gaps = np.array([abs(ours[layer] - paper[layer]) for layer in paper])
     close = int((gaps < 0.15).sum())
-    measured = Numbers(gaps, f"{close} of {len(gaps)} layers")
-    note = f"{measured.text} near, largest gap {gaps.max():.2f}"
+    lost_there = 1 - np.mean(list(paper.values()))
+    lost_here = 1 - np.mean([ours[layer] for layer in paper])
+    share = lost_here / lost_there
+    measured = Numbers(np.array([*gaps, share]), f"{close} of {len(gaps)} layers; {share:.2f} of the loss")
+    note = f"{close} near, largest gap {gaps.max():.2f}; lost {lost_here:.3f} against {lost_there:.3f}"
     shown = numbers([ours[layer] for layer in paper]).text
-    return Outcome(">= 11 of 14", measured, note, close >= 11, shown)
+    return Outcome(">= 11 of 14; 0.5 to 2", measured, note, close >= 11 and 0.5 < share < 2, shown)
 
 
 LAYERS_CLOSE = """Fraction of independent neurons within 0.15 of the published mean in at least 11 of 14 layers
-(conv13 left out: its published value is invalid)."""
+(conv13 left out: its published value is invalid), and the mean loss over these layers from half to twice the
+published (added before there was a result: without it an untrained network passes after 10,000 steps)."""
 
 
 @claim(
@@ -811,8 +819,9 @@ def rate_published(sweep: Sweep):
             outcomes[rate] = near_published(paper, profile(sweep, rate))
     if not outcomes:
         raise NotResolved("none of the published rates")
-    worst = min(outcomes.values(), key=lambda outcome: (outcome.measured.values < 0.15).sum())
     shown = "; ".join(f"rate {rate:g}: {outcome.ours}" for rate, outcome in outcomes.items())
+    failing = [outcome for outcome in outcomes.values() if not outcome.holds]
+    worst = min(failing or outcomes.values(), key=lambda outcome: (outcome.measured.values[:-1] < 0.15).sum())
     return worst._replace(error=f"worst of {len(outcomes)} rates: {worst.error}", ours=shown)
 
 
@@ -926,14 +935,18 @@ def first_to_go(sweep: Sweep) -> Outcome:
         raise NotResolved(f"no layer fell below {LOST}", "conv8 to conv10")
     right = [layer in ("conv8", "conv9", "conv10") for layer in firsts]
     measured = Numbers(np.array(right, float), ", ".join(firsts))
-    return Outcome("conv8 to conv10", measured, counted(len(firsts), "run"), all(right))
+    runs = counted(len(firsts), "run")
+    if all(right) and len(firsts) < 2:
+        raise NotResolved(f"holds in {runs}", "conv8 to conv10", measured)
+    return Outcome("conv8 to conv10", measured, runs, all(right))
 
 
-FIRST = "In every run at the highest rate the layer that is first below 0.95 is one of conv8, conv9, conv10."
+FIRST = """In every run at the highest rate, two or more, the layer that is first below 0.95 is one of conv8, conv9,
+conv10."""
 
 
 @claim(
-    "published",
+    "paper",
     "Which layers of VGG-16 lose neurons first: conv8 to conv10, before the linear layers.",
     FIRST,
     figure="fig4_independent",
@@ -944,7 +957,7 @@ def rate_first_layers(sweep: Sweep):
 
 
 @claim(
-    "published",
+    "paper",
     "Which layers of VGG-16 lose neurons first (the runs of figure 6): conv8 to conv10, before the linear layers.",
     FIRST,
     figure="fig6_drop",
@@ -978,7 +991,8 @@ def two_rows(high: np.ndarray, low: np.ndarray, expected: str) -> Outcome:
     if min(len(high), len(low)) < 2:
         raise NotResolved("1 seed", expected, measured)
     error = np.hypot(standard_error(high), standard_error(low))
-    return decide(high.mean() - low.mean(), error, expected, measured, f"{error:.3f}")
+    seeds = min(len(high), len(low))
+    return decide(high.mean() - low.mean(), error, expected, measured, f"{error:.3f}, {seeds} seeds", seeds=seeds)
 
 
 CONTROLS = sweeps("lr", always=("vgg_lr", "resnet_lr"), controls=True)
@@ -1031,9 +1045,11 @@ def same_width_three_data(names: list[str]) -> list[tuple[str, ...]]:
     "ours",
     "What makes a network collapse is how much it has to spare: the easier the data, the fewer independent neurons.",
     """At equal width, rate, batch and steps, the mean fraction over the whole network falls from CIFAR-10 to
-    Fashion-MNIST to MNIST.""",
-    figure="fig4_independent",
+    Fashion-MNIST to MNIST, in two seeds or more: all of one lie below all of the one before it.""",
+    figure="fig4_data",
     each=same_width_three_data,
+    changed="""it compared means and asked for no number of seeds (changed before CIFAR-10 and MNIST were there; one
+    seed of Fashion-MNIST was).""",
 )
 def easier_data(hard: Sweep, middle: Sweep, easy: Sweep):
     shared = None
@@ -1045,12 +1061,17 @@ def easier_data(hard: Sweep, middle: Sweep, easy: Sweep):
     if not shared:
         raise NotResolved("no rate in common")
     rate = max(shared)
-    means = []
+    rows = []
     for sweep in (hard, middle, easy):
         widths = widths_of(sweep)
-        means.append(float((at_the_end(sweep)[rate] @ widths / widths.sum()).mean()))
-    holds = means[0] > means[1] > means[2]
-    return Outcome("falling", numbers(means), f"rate {rate:g}", holds)
+        rows.append(at_the_end(sweep)[rate] @ widths / widths.sum())
+    measured = numbers([row.mean() for row in rows])
+    apart = rows[0].min() > rows[1].max() and rows[1].min() > rows[2].max()
+    seeds = min(map(len, rows))
+    note = f"rate {rate:g}, {counted(seeds, 'seed')} or more"
+    if apart and seeds < 2:
+        raise NotResolved("holds in 1 seed", "falling", measured, note)
+    return Outcome("falling", measured, note, apart)
 
 
 # ======================================================================================

@@ -15,6 +15,7 @@ from papers.plots import (
     mark_published,
     marker,
     note,
+    plain_ticks,
     plt,
     shades,
     thousands,
@@ -33,8 +34,10 @@ from papers.stochastic_collapse.readings import (
     as_published,
     at_step,
     at_the_end,
+    dataset_words,
     drops,
     layers_of,
+    model_words,
     parse_sweep,
 )
 
@@ -110,7 +113,9 @@ def draw_half_levels(axes, quartic: Quartic):
     axes.axhline(quartic.attracting, color="k", ls="--", lw=1)
     axes.set_xticks(quartic.checkpoints, [f"{step:,}" for step in quartic.checkpoints], rotation=20)
     axes.minorticks_off()
-    axes.set(xlabel="steps", ylabel=r"$\zeta$ where half have collapsed", title=r"It falls towards $\sqrt{2\mu}$")
+    axes.set(
+        xlabel="steps", ylabel=r"$\zeta$ where half have collapsed", title=r"This noise falls towards $\sqrt{2\mu}$"
+    )
     axes.legend(loc="upper right")
 
 
@@ -347,7 +352,7 @@ def draw_minibatch(minibatch: Minibatch):
         axes[0, 2].plot(minibatch.true, minibatch.spectra[k, -1], marker(k), color=colors[k], ms=3.5, mfc="none")
     axes[0, 2].plot(minibatch.true, minibatch.true, "k:", lw=1)
     axes[0, 2].set(xlabel="singular value of $X^T y$", ylabel="of the student, at the end")
-    titles = ("Small batches keep\nthe train loss up", "and end at a lower\ntest loss", "They lose their\nsmall modes")
+    titles = ("Small batches keep\nthe train loss up", "They end at a lower\ntest loss", "They lose their\nsmall modes")
     for panel, title in zip(axes[0], titles, strict=True):
         panel.set_title(title)
     legend_below(figure, axes, 6)
@@ -372,16 +377,17 @@ def is_sweep(*experiments: str):
 def chosen_sweeps(readings: dict, width: int | None) -> list[Sweep]:
     """Of each network, experiment and data set the widest there is (or that of `width`), controls apart.
 
+    A wider one with a single value is no sweep yet: it doesn't take the place of a narrower one with several.
     VGG first, then ResNet, then others; within them the paper's data first.
     """
-    widest = {}
+    chosen = {}
     for sweep in readings.values():
         parts = sweep.parts
         if parts.controls or (width is not None and parts.width != width):
             continue
         key = (parts.network, parts.experiment, parts.dataset)
-        if key not in widest or parts.width > widest[key].parts.width:
-            widest[key] = sweep
+        if key not in chosen or preference(sweep) > preference(chosen[key]):
+            chosen[key] = sweep
 
     def order(sweep: Sweep):
         networks = ["vgg", "resnet"]
@@ -390,14 +396,24 @@ def chosen_sweeps(readings: dict, width: int | None) -> list[Sweep]:
         experiments = ["lr", "noise", "batch", "drop"]
         return place, network, experiments.index(sweep.parts.experiment), sweep.parts.dataset
 
-    return sorted(widest.values(), key=order)
+    return sorted(chosen.values(), key=order)
+
+
+def preference(sweep: Sweep) -> tuple[bool, int]:
+    """Of two results of one experiment the one with the larger preference is shown."""
+    values = {run.value for run in sweep.runs}
+    compares = len(values) > 1 or sweep.parts.experiment == "drop"  # a drop compares times, not values
+    return compares, sweep.parts.width
 
 
 def tick_layers(axes, layers: list[str]) -> None:
     axes.set_xticks(range(len(layers)), layers, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
 
 
-def value_words(value: float) -> str:
+def value_words(value: float | str) -> str:
+    """A rate, a noise, a batch size, a step; a name as it is."""
+    if isinstance(value, str):
+        return value
     return f"{value:,.0f}" if value >= 1 else f"{value:g}"
 
 
@@ -528,6 +544,107 @@ def draw_controls(axes, sweep: Sweep, controls: Sweep | None, limits) -> None:
 
 
 # ======================================================================================
+# Figure 4 by data set: what a network has to spare
+# ======================================================================================
+
+HARDEST_FIRST = ("cifar100", "cifar10", "fashion_mnist", "mnist")
+
+
+def draw_data_sets(readings: dict, width: int | None = None):
+    """One network, one learning rate, other images. Left: fraction of independent neurons of each layer at the end of
+    training. Middle: of the whole network, along training. Right: training loss. Lines: mean over seeds; bars, left:
+    from the least to the largest seed."""
+    groups = same_but_for_data(readings, width)
+    if not groups:
+        return None
+    figure, axes = canvas(3, rows=len(groups), height=3.4, width_ratios=[1.5, 1, 1])
+    for row, sweeps in zip(axes, groups, strict=True):
+        rate = rate_in_common(sweeps)
+        settings = sweeps[0].settings
+        looks = {}
+        for sweep, color in zip(sweeps, shades(len(sweeps)), strict=True):
+            looks[dataset_words(sweep.settings["dataset"])] = (color, marker(len(looks)))
+        draw_data_profiles(row[0], sweeps, rate, looks)
+        draw_data_courses(row[1:], sweeps, rate, looks)
+        words = f"{model_words(settings['model'])}, width {settings['width']}, rate {rate:g}"
+        row[0].set_title(f"{words},\n{settings['steps']:,} steps, {seeds_at(sweeps, rate)}")
+        row[1].set_title("The whole network")
+        row[2].set_title("What is left to learn")
+    return figure
+
+
+def same_but_for_data(readings: dict, width: int | None) -> list[list[Sweep]]:
+    """Sweeps over the learning rate that differ in their images alone, two or more with a rate in common.
+
+    Of each network the widest (or that of `width`), the hardest images first.
+    """
+    alike = {}
+    for sweep in readings.values():
+        parts = sweep.parts
+        if parts.controls or not at_the_end(sweep) or (width is not None and parts.width != width):
+            continue
+        batch_size = sweep.settings.get("batch_size", 0)
+        alike.setdefault((parts.network, parts.width, sweep.settings["steps"], batch_size), []).append(sweep)
+
+    def difficulty(sweep: Sweep) -> int:
+        name = sweep.settings["dataset"]
+        return HARDEST_FIRST.index(name) if name in HARDEST_FIRST else len(HARDEST_FIRST)
+
+    widest = {}
+    for (network, *_), sweeps in sorted(alike.items()):
+        rate = rate_in_common(sweeps)
+        compared = [sweep for sweep in sweeps if rate in at_the_end(sweep)]
+        if len(compared) > 1:
+            widest[network] = sorted(compared, key=difficulty)
+    return list(widest.values())
+
+
+def rate_in_common(sweeps: list[Sweep]) -> float:
+    """The rate that most of these sweeps have; of several the highest."""
+    counts = {}
+    for sweep in sweeps:
+        for rate in at_the_end(sweep):
+            counts[rate] = counts.get(rate, 0) + 1
+    return max(counts, key=lambda rate: (counts[rate], rate))
+
+
+def seeds_at(sweeps: list[Sweep], rate: float) -> str:
+    return count_seeds({sweep.name: at_the_end(sweep)[rate] for sweep in sweeps})
+
+
+def draw_data_profiles(axes, sweeps: list[Sweep], rate: float, looks: dict) -> None:
+    fractions = {}
+    for sweep in sweeps:
+        fractions[dataset_words(sweep.settings["dataset"])] = at_the_end(sweep)[rate]
+    draw_layers(axes, fractions, looks)
+    tick_layers(axes, layers_of(sweeps[0]))
+    lowest = min(rows.min() for rows in fractions.values())
+    axes.set(ylim=(min(0.9, lowest) - 0.03, 1.03), ylabel="fraction independent")
+    axes.legend(loc="lower left")
+
+
+def draw_data_courses(panels, sweeps: list[Sweep], rate: float, looks: dict) -> None:
+    """Along training: the fraction of the whole network's neurons that is independent, and the training loss."""
+    for sweep in sweeps:
+        color, shape = looks[dataset_words(sweep.settings["dataset"])]
+        runs = [run for run in sweep.runs if run.whole and run.value == rate]
+        steps, loss, _ = mean_curve(runs, "loss")
+        shares = []
+        for run in runs:
+            of_network = run.groups.independent @ run.groups.widths / run.groups.widths.sum()
+            shares.append(of_network[np.isin(run.steps, steps)])
+        style = {"color": color, "marker": shape, "markevery": 0.2, "ms": 4, "lw": 1.2}
+        panels[0].plot(steps, np.mean(shares, axis=0), **style)
+        panels[1].semilogy(steps, loss, **style)
+    for panel in panels:
+        panel.set(xlabel="steps")
+        thousands(panel.xaxis)
+    panels[0].set(ylabel="fraction independent")
+    panels[1].set(ylabel="training loss")
+    plain_ticks(panels[1].yaxis)
+
+
+# ======================================================================================
 # Figure 3: heat maps of distances
 # ======================================================================================
 
@@ -538,7 +655,7 @@ def draw_distance_maps(readings: dict, width: int | None = None):
     """Normalised distances between the neurons of a layer (0 equal, 2 orthogonal), ordered by cluster: incoming and
     outgoing weights, at the lowest learning rate above and at the highest below. Redundant neurons are dark blocks
     on the diagonal. Only layers in which the highest rate has made clusters are shown; each with its number of
-    clusters and of neurons."""
+    clusters and of neurons. In a wide layer each point is a mean over several neurons, so that the diagonal isn't 0."""
     rows = []
     for sweep in chosen_sweeps(readings, width):
         layers = clustered_layers(sweep)
@@ -689,6 +806,7 @@ FIGURES = {
     "fig3_pair": Figure(draw_pair, needs=("pair",)),
     "fig3_distances": Figure(draw_distance_maps, matching=is_sweep("lr"), wants=paper_results("lr")),
     "fig4_independent": Figure(draw_independent, matching=is_sweep("lr", "noise", "batch"), wants=SWEEP_RESULTS),
+    "fig4_data": Figure(draw_data_sets, matching=is_sweep("lr")),
     "fig5_teacher_student": Figure(draw_student, needs=("diagonal",)),
     "fig5_minibatch": Figure(draw_minibatch, needs=("minibatch",)),
     "fig6_drop": Figure(draw_drops, matching=is_sweep("drop"), wants=paper_results("drop")),

@@ -84,8 +84,8 @@ RESNET_DROP = {  # by the layer's true name, at the drop
 RESNET_RATE = {  # largest effects of the learning rate, by the layer's true name and rate
     "conv1": {0.01: 0.977, 0.02: 0.842, 0.05: 0.421, 0.1: 0.312},
     "layer1.0.conv1": {0.01: 1.0, 0.02: 0.985, 0.05: 0.793, 0.1: 0.711},
-    "layer3.1.conv1": {0.01: 1.0, 0.02: 1.0, 0.05: 0.985, 0.1: 0.620},
-    "layer4.1.conv1": {0.01: 0.793, 0.02: 0.547, 0.05: 0.635, 0.1: 0.741},
+    "layer3.1.conv1": {0.01: 1.0, 0.02: 1.0, 0.05: 0.985, 0.1: 0.590},
+    "layer4.1.conv1": {0.01: 0.793, 0.02: 0.510, 0.05: 0.635, 0.1: 0.741},
 }
 VGG_BATCH_RATE = 0.02
 VGG_BATCH = {  # by batch size, rate 0.02, 100,000 steps

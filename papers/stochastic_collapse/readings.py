@@ -395,9 +395,13 @@ class Sweep:
     @property
     def about(self) -> str:
         """Network, data and width, as panels show them."""
-        names = {"vgg16": "VGG-16", "resnet18": "ResNet-18"}
-        model = self.settings["model"]
-        return f"{names.get(model, model)}, {dataset_words(self.settings['dataset'])}, width {self.settings['width']}"
+        model, dataset = model_words(self.settings["model"]), dataset_words(self.settings["dataset"])
+        return f"{model}, {dataset}, width {self.settings['width']}"
+
+
+def model_words(name: str) -> str:
+    words = {"vgg16": "VGG-16", "resnet18": "ResNet-18"}
+    return words.get(name, name)
 
 
 def dataset_words(name: str) -> str:
@@ -420,12 +424,10 @@ def read_counts(lines: list[Result], key: str, model: str) -> Counts | None:
     if not lines or not lines[0].has(key):
         return None
     first = lines[0].record(key)
-    names = (
-        first.value("""name""", list)
-        if first.has("""name""")
-        else [str(k + 1) for k in range(len(first.numbers("""width""")))]
-    )
     widths = first.array("width", "layers")
+    names = [str(number) for number in range(1, len(widths) + 1)]  # earlier versions stored no names
+    if first.has("name"):
+        names = first.value("name", list)
     with_rank = all(line.record(key).has("effective_rank") for line in lines)
     independent, rank = [], []
     for line in lines:
