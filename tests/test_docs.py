@@ -277,6 +277,10 @@ def test_every_claim_that_fails_is_named_on_a_page():
     claims = json.loads((ROOT / "figures" / "claims.json").read_text(encoding="utf-8"))
     failing = {row["id"].partition(":")[0] for row in claims if row["holds"] is False}
     assert failing and {name for name in failing if f"`{name}`" not in words} == set()
+    table = (ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
+    for row in claims:
+        name = row["id"].partition(":")[0]
+        assert f"| `{name}` |" in table, name
 
 
 def test_the_table_of_networks_in_use_is_their_result():
