@@ -32,7 +32,7 @@ from collapse.trace import check_finite, mode_of, unwrapped
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 PLAIN = (bool, int, float, str)
-RESHAPES = ("flatten", "view", "reshape", "squeeze")
+RESHAPES = ("flatten", "unflatten", "view", "reshape", "squeeze")
 
 
 def nearest_pairs(group: NeuronGroup, count: int) -> Tensor:
@@ -271,6 +271,7 @@ def channel_nodes(model: nn.Module, group: NeuronGroup, example: Tensor) -> list
         may_read_outside = kind in RESHAPES or layer_of(node) in names_of(group.producers)
         if reads_outside and not may_read_outside:
             refuse(name, "it takes a size or a tensor from outside the group")
+    follow_channels(nodes, modules, group)
     with as_trained(model):
         for slot in group.norms:
             if isinstance(slot.module, _BatchNorm) and not slot.module.training:
@@ -279,6 +280,101 @@ def channel_nodes(model: nn.Module, group: NeuronGroup, example: Tensor) -> list
     if [str(node.format_node()) for node in in_training] != [str(node.format_node()) for node in nodes]:
         refuse(group.name, "its neurons run otherwise in training mode (a functional dropout?)")
     return nodes
+
+
+class Reshape(NamedTuple):
+    """What a reshape does to channels, however many there are."""
+
+    axis: int  # of its input on which the channels lie
+    keeps_lead: bool  # the axes before the channels stay as they are; else they become one
+    block: int  # places that one channel takes on its new axis
+    behind: tuple[int, ...]  # sizes of the axes behind the channels
+
+
+def reshape_of(before: torch.Size, after: torch.Size, axis: int, channels: int) -> Reshape | None:
+    """How channels on an axis of `before` lie in `after`; None where they are not whole blocks of one axis there."""
+    ahead = math.prod(before[:axis])
+    for place, size in enumerate(after):
+        lead = after[:place]
+        if math.prod(lead) != ahead or size % channels != 0:
+            continue
+        keeps_lead = lead == before[:axis]
+        if keeps_lead or place == 1:
+            return Reshape(axis, keeps_lead, size // channels, tuple(after[place + 1 :]))
+    return None
+
+
+def reshaped(x: Tensor, reshape: Reshape) -> Tensor:
+    """A reshape that was written for all channels, on as many as `x` holds."""
+    lead = x.shape[: reshape.axis]
+    if not reshape.keeps_lead:
+        lead = (math.prod(lead),)
+    places_behind = math.prod(reshape.behind)
+    width = math.prod(x.shape[reshape.axis :]) // places_behind
+    return x.reshape(*lead, width, *reshape.behind)
+
+
+def axis_of_channels(wider: torch.Size, own: torch.Size, channels: int) -> int | None:
+    """The axis on which the channels lie, in blocks of one size, where one channel more makes `own` `wider`."""
+    if len(wider) != len(own):
+        return None
+    longer = [axis for axis, size in enumerate(own) if wider[axis] != size]
+    if len(longer) != 1:
+        return None
+    (axis,) = longer
+    in_blocks = own[axis] % channels == 0 and wider[axis] == own[axis] // channels * (channels + 1)
+    return axis if in_blocks else None
+
+
+def follow_channels(nodes: list[fx.Node], modules: dict[str, nn.Module], group: NeuronGroup) -> None:
+    """Give each reshape a `Reshape` in its meta; where channels lie is seen by one channel more than the group has.
+
+    Raises CollapseError, naming the node, where a node doesn't run on another number of channels, or doesn't keep them
+    apart on one axis.
+    """
+    own = {node: node.meta["tensor_meta"].shape for node in nodes}
+    ends = names_of(group.consumers)
+    wider = {}  # values of the nodes, zeros for the most part
+    for node in nodes:
+        name = layer_of(node)
+        if name in ends:
+            continue
+        slots = [slot for slot in group.slots if slot.name == name]
+        parents = [parent for parent in node.all_input_nodes if parent in wider]
+        if slots and slots[0].role == "incoming":
+            wider[node] = output_with_one_more(slots[0], own[node])
+        elif slots:
+            wider[node] = wider[parents[0]]
+        elif node_kind(node, modules) in RESHAPES:
+            before = own[parents[0]]
+            axis = axis_of_channels(wider[parents[0]].shape, before, group.size)
+            node.meta["reshape"] = reshape_of(before, own[node], axis, group.size)
+            if node.meta["reshape"] is None:
+                refuse(name or node.name, "it divides channels, or changes the axes before them")
+            wider[node] = reshaped(wider[parents[0]], node.meta["reshape"])
+        else:
+            wider[node] = run_on_one_more(node, modules.get(name), wider)
+        if axis_of_channels(wider[node].shape, own[node], group.size) is None:
+            refuse(name or node.name, "it doesn't keep channels apart on one axis")
+
+
+def output_with_one_more(slot: Slot, own: torch.Size) -> Tensor:
+    """Zeros in the shape that a layer's output would have with one channel more; `own`: its shape."""
+    positions = len(getattr(slot.module, "kernel_size", ()))  # axes behind the channels
+    axis = len(own) - 1 - positions
+    shape = list(own)
+    shape[axis] += slot.block
+    return slot.tensor.new_zeros(shape)
+
+
+def run_on_one_more(node: fx.Node, module: nn.Module | None, wider: dict[fx.Node, Tensor]) -> Tensor:
+    """A node on one channel more; raises CollapseError where a size in the network's code forbids it."""
+    try:
+        with torch.no_grad():
+            return run_elementwise(node, module, wider)
+    except Exception as error:  # whatever PyTorch raises
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        refuse(layer_of(node) or node.name, f"it runs on all channels at once alone ({why})")
 
 
 def behind_batch_norm(nodes: list[fx.Node], modules: dict[str, nn.Module], group: NeuronGroup) -> set[str]:
@@ -293,7 +389,7 @@ def behind_batch_norm(nodes: list[fx.Node], modules: dict[str, nn.Module], group
         return any(reaches_a_consumer(user) for user in node.users if user in nodes)
 
     producers = [node for node in nodes if layer_of(node) in names_of(group.producers)]
-    return {node.target for node in producers if not reaches_a_consumer(node)}
+    return {layer_of(node) for node in producers if not reaches_a_consumer(node)}
 
 
 # ======================================================================================
@@ -451,6 +547,8 @@ def contribution(vectors: Tensor, sets: GroupSets, taps: Taps) -> Tensor:
             columns = parts[name, "weight", "outgoing"]  # [sets, block, outputs, ...]
             weight = columns.flatten(0, 1).movedim(0, 1)
             output = apply_layer(module, known[0], weight)
+            if output.shape != taps.gradients[name].shape:  # else they are broadcast, to nonsense
+                refuse(name, "it reads the channels by themselves in another shape")
             total = total + (output * taps.gradients[name]).sum()
         elif (name, "weight", "incoming") in parts:
             rows = parts[name, "weight", "incoming"]  # [sets, 1, inputs, ...]
@@ -466,10 +564,8 @@ def contribution(vectors: Tensor, sets: GroupSets, taps: Taps) -> Tensor:
         elif isinstance(module, nn.PReLU):
             slope = parts.get((name, "weight", "through"))
             values[node] = F.prelu(known[0], module.weight if slope is None else slope.flatten())
-        elif node_kind(node, sets.modules) in RESHAPES:
-            # Its sizes are written for all neurons. Whether it flattens or changes nothing, its output's shape tells.
-            flattens = len(node.meta["tensor_meta"].shape) < known[0].ndim
-            values[node] = known[0].flatten(1) if flattens else known[0]
+        elif "reshape" in node.meta:
+            values[node] = reshaped(known[0], node.meta["reshape"])  # its own sizes are written for all neurons
         else:
             values[node] = run_elementwise(node, module, values)
     return total

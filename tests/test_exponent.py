@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -70,6 +71,7 @@ def check_against_sgd(model, sets, sgd, batches, loss=F.cross_entropy, wrapped=N
     moved = found["log_distance"].diff(dim=0)
     assert moved.shape == (len(batches) - 1, 3 * len(sets))
     assert moved.abs().max() > 0.01
+    assert found["log_distance"][0].max() < -10  # else they are predicted to stay far from another set
     torch.testing.assert_close(found["growth"][:-1], moved, rtol=0, atol=2e-4)
     return found
 
@@ -150,17 +152,72 @@ class LateNorms(nn.Sequential):
         super().__init__(*first, *second, nn.Linear(80, 3))
 
 
+def nested():
+    """A network whose layers lie in a module of their own: a batch norm's group in "body", a group across the two."""
+    body = nn.Sequential(nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.Tanh(), nn.Conv2d(8, 6, 3), nn.BatchNorm2d(6))
+    head = nn.Sequential(nn.Tanh(), nn.Flatten(), nn.Linear(96, 3))
+    return nn.Sequential(OrderedDict(body=body, head=head))
+
+
 def both_heads(output, labels):
     return F.cross_entropy(output["classes"], labels) + output["rest"].square().mean()
 
 
 @pytest.mark.parametrize("kind", ["pair", "neuron"])
-@pytest.mark.parametrize("make, loss", [(Named, both_heads), (LateNorms, F.cross_entropy)])
+@pytest.mark.parametrize("make, loss", [(Named, both_heads), (LateNorms, F.cross_entropy), (nested, F.cross_entropy)])
 def test_networks_as_people_write_them_are_followed(kind, make, loss):
     model = make().double()
     batches = image_batches()
     sets = close_neurons(model, batches[0][0], kind)
     check_against_sgd(model, sets, sgd_of(model, decay=0.05), batches, loss, wrapped=nn.DataParallel(model))
+
+
+class Between(nn.Module):
+    """A convolution and a linear layer, with something `between` them."""
+
+    def __init__(self, between, positions=1):
+        super().__init__()
+        self.a, self.b, self.between = nn.Conv2d(2, 6, 3), nn.Linear(6 * positions, 3), between
+
+    def forward(self, x):
+        return self.b(self.between(self.a(x).tanh()))
+
+
+RESHAPED = {  # h: [images, 6 channels, 6, 6]
+    "flatten(2).mean": (lambda h: h.flatten(2).mean(-1), 1),
+    "tokens": (lambda h: h.flatten(2).transpose(1, 2), 1),
+    "view": (lambda h: h.view(h.size(0), 6, -1).mean(-1), 1),
+    "view of half": (lambda h: h.reshape(h.size(0), 6, 2, 18).sum(-1).flatten(1), 2),
+    "unflatten": (lambda h: h.flatten(2).unflatten(2, (4, 9)).mean((2, 3)), 1),
+    "squeezes": (lambda h: h.mean(3, keepdim=True).squeeze(-1).amax(-1, keepdim=True).squeeze(), 1),
+    "last": (lambda h: h.permute(0, 2, 3, 1).flatten(0, 2).unsqueeze(1).squeeze(1).view(-1, 6), 1),
+}
+
+
+@pytest.mark.parametrize("kind", ["pair", "neuron"])
+@pytest.mark.parametrize("what", RESHAPED)
+def test_reshapes_are_followed_for_as_many_sets_as_examples(kind, what):
+    """More examples than in the first two, and as many pairs as examples: a wrong shape would be broadcast."""
+    model = Between(*RESHAPED[what]).double()
+    x = torch.randn(4, 3, 2, 8, 8, dtype=torch.float64)
+    batches = [(images, images) for images in x]
+    sets = close_neurons(model, x[0], kind)
+    check_against_sgd(model, sets, sgd_of(model), batches, lambda output, _: 5 * output.exp().mean())
+
+
+DIVIDED = {
+    "reshape: it divides channels": lambda h: h.reshape(h.size(0), 3, 2, -1).mean(-1).flatten(1),
+    "expand: it runs on all channels at once alone": lambda h: h.mean((2, 3)).expand(-1, 6),
+    "view: it .* changes the axes before them": lambda h: h.mean(2).transpose(1, 2).reshape(-1, 6).view(-1, 6, 6),
+}
+
+
+@pytest.mark.parametrize("words", DIVIDED)
+def test_reshapes_that_single_channels_cannot_take_are_refused(words):
+    model = Between(DIVIDED[words])
+    batches = [(torch.randn(3, 2, 8, 8), torch.randn(3, 3))]
+    with pytest.raises(CollapseError, match=f"collapse_exponent can't follow {words}"):
+        collapse_exponent(model, {"a": torch.tensor([[0, 1]])}, batches, sgd_of(model))
 
 
 # ======================================================================================
