@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 
 import numpy as np
 import pytest
@@ -65,6 +66,21 @@ def test_the_network_is_followed_once(monkeypatch):
     log.record(1)
     log.record(1)  # replaces
     assert [row["step"] for row in log.rows] == [0, 0, 1, 1]
+
+
+def test_steps_are_plain_finite_numbers(tmp_path):
+    log = CollapseLog(network(), torch.zeros(1, 3, 8, 8))
+    for step in (np.int64(3), torch.tensor(1), np.float32(0.5), 2):
+        log.record(step)
+    log.record(torch.tensor([3]))  # replaces
+    assert [row["step"] for row in log.rows[::2]] == [1, 0.5, 2, 3]
+    assert all(type(row["step"]) in (int, float) for row in log.rows)
+    log.save(tmp_path / "log.json")
+    for step in ("4", None, math.nan, torch.arange(2), np.arange(2), True):
+        with pytest.raises(CollapseError, match="a step must be a finite number") as caught:
+            log.record(step)
+        assert "\n" not in str(caught.value)
+    assert len(log.rows) == 8
 
 
 def test_a_saved_log_is_json_and_replaced_whole(tmp_path):
