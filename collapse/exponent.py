@@ -28,7 +28,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from collapse.errors import CollapseError
 from collapse.metrics import normalized_distances
 from collapse.neurons import NeuronGroup, Slot, neuron_groups
-from collapse.trace import check_finite, mode_of, unwrapped
+from collapse.trace import check_finite, evaluating, unwrapped
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 PLAIN = (bool, int, float, str)
@@ -106,11 +106,23 @@ def current_settings(optimizer: torch.optim.SGD) -> dict[int, Settings]:
 # ======================================================================================
 
 
-def as_trained(model: nn.Module) -> contextlib.AbstractContextManager:
-    """The model in the mode it is trained in: modules that were set to eval in a training model stay so."""
+@contextlib.contextmanager
+def as_trained(model: nn.Module):
+    """The model in the mode it is trained in, by its own `train`; a training model stays as it is, with all its parts.
+
+    A network's own `train` may do more than set modes (split a weight that was merged), and its `eval` undoes it.
+    """
     if model.training:
-        return contextlib.nullcontext()
-    return mode_of(model, training=True)
+        yield
+        return
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.train()
+        yield
+    finally:
+        model.eval()
+        for module, was in modes.items():
+            module.training = was
 
 
 class Part(NamedTuple):
@@ -147,7 +159,7 @@ def smallest_part(model: nn.Module, group: NeuronGroup, example: Tensor) -> Part
         for name in names:
             hook = model.get_submodule(name).register_forward_pre_hook(keeps(name), with_kwargs=True)
             stack.callback(hook.remove)
-        stack.enter_context(mode_of(model, training=False))  # the pass changes no running statistics
+        stack.enter_context(evaluating(model))  # the pass changes no running statistics
         stack.enter_context(torch.no_grad())
         model(example)
     name = next(name for name in names if len(calls[name]) == 1)  # "" is the network itself, which has run once
@@ -179,7 +191,7 @@ def symbolic(part: Part) -> fx.GraphModule:
 
 def graph_of(model: nn.Module, part: Part) -> fx.Graph:
     """The graph of a part in eval mode; nodes that compute a tensor have its shape in their meta."""
-    with mode_of(model, training=False), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         traced = symbolic(part)
         with contextlib.redirect_stderr(io.StringIO()):  # on trouble ShapeProp prints a traceback
             try:

@@ -190,6 +190,7 @@ class Follower:
         self.states = {}  # id of a tensor -> State
         self.dependent = {id(tensor) for tensor in recording.inputs}  # values that change with the input
         self.derived = {}  # id of a tensor made of parameters alone -> the Operation that made it
+        self.copies = {}  # id of a parameter's copy in another precision (autocast) -> the parameter
         self.parameters = {id(parameter): parameter for parameter in model.parameters()}
         self.statistics = set()  # ids of running statistics
         self.zeros = set()  # ids of tensors that hold zeros
@@ -344,6 +345,11 @@ class Follower:
 
     def follow(self, operation: Operation) -> None:
         """Labels of what an operation returns."""
+        if self.copies:
+            operation = operation._replace(args=self.originals(operation.args))
+        if self.copies_a_parameter(operation):
+            self.copies[id(operation.output)] = operation.args[0]
+            return
         inputs = tensors_in((operation.args, operation.kwargs))
         outputs = tensors_in(operation.output)
         if any(id(tensor) in self.dependent for tensor in inputs):
@@ -358,6 +364,21 @@ class Follower:
             self.derived.update((id(tensor), operation) for tensor in outputs if id(tensor) not in self.computed)
         else:
             self.apply(operation)
+
+    def originals(self, value):
+        """Arguments of an operation, with parameters in place of their copies."""
+        if isinstance(value, Tensor):
+            return self.copies.get(id(value), value)
+        if isinstance(value, list | tuple):
+            return type(value)([self.originals(part) for part in value])
+        return value
+
+    def copies_a_parameter(self, operation: Operation) -> bool:
+        """Whether an operation gives a whole parameter in another precision, laid out in the same way."""
+        if operation.name != "_to_copy" or not known_weight(self, operation.args[0]):
+            return False
+        parameter, copy = operation.args[0], operation.output
+        return parameter.storage_offset() == 0 and parameter.stride() == copy.stride()
 
     def note_zeros(self, operation: Operation, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         """Tensors that hold zeros, until something else than `index_put` uses them, which might write into them."""

@@ -207,7 +207,8 @@ def neuron_groups(model: nn.Module, example, pairing: str = "graph") -> NeuronGr
     recording = record(model, example)
     if pairing == "paper":
         return layer_pairs(model, recording)
-    groups = groups_of(model, Follower(model, recording))
+    with torch.device("cpu"):  # labels lie there, whatever the default device is
+        groups = groups_of(model, Follower(model, recording))
     if not groups:
         reasons = [f"{entry.name}: {entry.reason}" for entry in groups.skipped[:3]]
         why = "; ".join(reasons) or "no layer reads what another layer makes"

@@ -67,14 +67,15 @@ def collapse_report(
             raise CollapseError("silent neurons are found by running the network: give the model, not its groups")
         still = silent_neurons(unwrapped(model), groups, data)
     rows = []
-    for number, group in enumerate(groups):
-        vectors = group.vectors()
-        row = measure(group, vectors, vanishing, redundant, incoming_mask)
-        if rank:
-            row["effective_rank"] = effective_rank(vectors)
-        if still is not None:
-            row["silent"] = int(still[number].sum())
-        rows.append(row)
+    with torch.device("cpu"):  # where what is counted lies, whatever the default device is
+        for number, group in enumerate(groups):
+            vectors = group.vectors()
+            row = measure(group, vectors, vanishing, redundant, incoming_mask)
+            if rank:
+                row["effective_rank"] = effective_rank(vectors)
+            if still is not None:
+                row["silent"] = int(still[number].sum())
+            rows.append(row)
     return CollapseReport(rows, getattr(groups, "covered", None), getattr(groups, "skipped", []))
 
 

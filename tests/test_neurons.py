@@ -1,15 +1,19 @@
 """Which parameters are a neuron: the groups have all of a network's symmetry, and nothing that isn't one."""
 
 import copy
+import random
 import time
+import types
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn import functional as F
 
 import core
-from collapse import CollapseError, neuron_groups
+from collapse import CollapseError, CollapseLog, collapse_report, neuron_groups
 from collapse.trace import call, tensors_in
 from tests.small_networks import KINDS, network, neurons_of_one_part, put_neuron
 
@@ -236,6 +240,41 @@ def test_where_nothing_can_be_measured_it_says_why(model, words):
     assert "\n" not in str(caught.value)
 
 
+class Packed(nn.Module):
+    """Gives out its hidden layer and its last one, in whatever `pack` makes of the two."""
+
+    def __init__(self, pack):
+        super().__init__()
+        self.first, self.hidden, self.last, self.pack = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3), pack
+
+    def forward(self, x):
+        hidden = self.hidden(torch.tanh(self.first(x)))
+        return self.pack(hidden, self.last(hidden))
+
+
+class Linked:
+    """An object that leads back to itself, and in it another."""
+
+    def __init__(self, *tensors):
+        self.inner = types.SimpleNamespace(tensors=tensors, outer=self)
+
+
+PACKS = {
+    "a tuple": lambda hidden, out: (hidden, out),
+    "a namespace": lambda hidden, out: types.SimpleNamespace(features=hidden, logits=out),
+    "objects in a circle": Linked,
+    "a distribution": lambda hidden, out: (torch.distributions.Normal(hidden, 1.0, validate_args=False), out),
+    "a set": lambda hidden, out: {hidden, out},
+}
+
+
+@pytest.mark.parametrize("what", PACKS)
+def test_outputs_are_found_in_whatever_holds_them(what):
+    groups = neuron_groups(Packed(PACKS[what]), torch.randn(2, 6))
+    assert [group.name for group in groups] == ["first"]
+    assert any(entry.name == "hidden" and "output" in entry.reason for entry in groups.skipped)
+
+
 def with_parameter(value):
     model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3))
     model[0].weight = nn.Parameter(value)
@@ -249,6 +288,9 @@ def with_parameter(value):
         (with_parameter(torch.zeros(8, 6, device="meta")), torch.zeros(2, 6), r"0\.weight is on the meta device"),
         (nn.Sequential(nn.Linear(6, 8)), torch.zeros(2, 7), r"doesn't take the example of shape \[2, 7\] \(in 0\)"),
         (nn.Sequential(nn.Linear(6, 8)), None, "an example is needed"),
+        (nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3)), torch.zeros(0, 6), r"the example of shape \[0, 6\] is empty"),
+        (nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 3)), torch.zeros(2, 6), r"0\.weight has no shape yet"),
+        (Packed(lambda h, out: None), torch.zeros(2, 6), r"Packed gives out no tensor \(NoneType\)"),
     ],
 )
 def test_bad_input_is_one_line(model, example, words):
@@ -262,6 +304,110 @@ def test_bad_input_is_one_line(model, example, words):
 # ======================================================================================
 # The network is left as it was
 # ======================================================================================
+
+
+class Untidy(nn.Module):
+    """Changes in each run all that a network can change: its weights, its buffers, its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.first, self.last = nn.Embedding(5, 6, max_norm=0.5), nn.Linear(6, 8), nn.Linear(8, 3)
+        self.register_buffer("mean", torch.zeros(6))
+        self.register_buffer("given", torch.ones(1))
+        self.bias = nn.Parameter(torch.ones(6))
+        self.norm = nn.BatchNorm1d(6)
+
+    def forward(self, tokens, x):
+        F.batch_norm(x, self.norm.running_mean, self.norm.running_var, training=True)
+        x.sub_(0.5).div_(random.random() + np.random.rand())
+        self.mean = 0.9 * self.mean + x.mean(0)
+        self.given.data = self.given + 1
+        self.first.weight.data = self.first.weight / self.first.weight.norm()
+        self.last.weight[0].mul_(2)
+        self.bias = nn.Parameter(self.bias + 1)
+        return self.last(torch.tanh(self.first(self.embed(tokens) + x + self.bias)))
+
+
+def test_a_network_that_changes_itself_and_its_input_is_put_back():
+    model = Untidy()
+    example = {"tokens": torch.arange(5), "x": torch.ones(5, 6)}
+    state = copy.deepcopy(model.state_dict())
+    objects = [*model.parameters(), *model.buffers()]
+    generators = random.getstate(), np.random.get_state()[1].copy()
+    assert [group.name for group in neuron_groups(model, example)]
+    torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
+    assert all(one is other for one, other in zip(objects, [*model.parameters(), *model.buffers()], strict=True))
+    assert torch.equal(example["x"], torch.ones(5, 6)) and torch.equal(example["tokens"], torch.arange(5))
+    assert random.getstate() == generators[0] and (np.random.get_state()[1] == generators[1]).all()
+
+
+class Merging(nn.Linear):
+    """An adapter that is merged into the weight whenever the network is set to eval mode, as loralib's."""
+
+    def __init__(self):
+        super().__init__(6, 8)
+        self.adapter, self.merged = nn.Parameter(torch.ones(8, 6)), False
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.merged == mode:
+            self.weight.data += -self.adapter if mode else self.adapter
+            self.merged = not mode
+
+    def forward(self, x):
+        return super().forward(x) if self.merged else super().forward(x) + F.linear(x, self.adapter)
+
+
+class Own(nn.Sequential):
+    def train(self, loader):
+        raise AssertionError("a training was run")
+
+
+def test_a_networks_own_train_is_not_called():
+    model = nn.Sequential(Merging(), nn.Tanh(), nn.Linear(8, 3))
+    before = model[0].weight.detach().clone()
+    collapse_report(model, torch.ones(2, 6))
+    assert torch.equal(model[0].weight, before) and not model[0].merged and model[0].training
+    collapse_report(Own(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)), torch.ones(2, 6))
+
+
+class HalfPrecision(nn.Sequential):
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(x)
+
+
+def layers():
+    return nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)
+
+
+def test_it_does_not_matter_what_is_switched_on_around():
+    """inference_mode around the call, around the making of the network, autocast around the call and in the network."""
+    x = torch.ones(2, 6)
+    model = nn.Sequential(*layers())
+    with torch.inference_mode():
+        inside = nn.Sequential(*layers(), nn.BatchNorm1d(3))
+        assert len(neuron_groups(model, torch.ones(2, 6))) == 1
+    assert len(neuron_groups(inside, x)) == 1
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert [slot.key for slot in neuron_groups(model, x)[0].slots] == [
+            ("0", "weight", "incoming"), ("0", "bias", "incoming"), ("2", "weight", "outgoing"),
+        ]  # fmt: skip
+        assert torch.is_autocast_enabled("cpu")
+    found = neuron_groups(HalfPrecision(*layers()), x)
+    assert found.covered == neuron_groups(model, x).covered
+
+
+def test_the_default_device_does_not_matter():
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    torch.set_default_device("meta")
+    try:
+        log = CollapseLog(model, torch.ones(2, 6, device="cpu"))
+        log.record(0)
+        collapse_report(model, torch.ones(2, 6, device="cpu"))
+    finally:
+        torch.set_default_device(None)
+    assert log.rows[0]["independent"] > 0
 
 
 class Counting(nn.Module):
