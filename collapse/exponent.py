@@ -28,7 +28,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from collapse.errors import CollapseError
 from collapse.metrics import normalized_distances
 from collapse.neurons import NeuronGroup, Slot, neuron_groups
-from collapse.trace import check_finite, evaluating, unwrapped
+from collapse.trace import check_finite, cloned, evaluating, undone, unwrapped
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 PLAIN = (bool, int, float, str)
@@ -118,6 +118,9 @@ def as_trained(model: nn.Module):
     modes = {module: module.training for module in model.modules()}
     try:
         model.train()
+    except TypeError as error:
+        raise CollapseError(f"{type(model).__name__}.train() fails, put it in training mode first: {error}") from None
+    try:
         yield
     finally:
         model.eval()
@@ -161,7 +164,7 @@ def smallest_part(model: nn.Module, group: NeuronGroup, example: Tensor) -> Part
             stack.callback(hook.remove)
         stack.enter_context(evaluating(model))  # the pass changes no running statistics
         stack.enter_context(torch.no_grad())
-        model(example)
+        model(cloned(example))
     name = next(name for name in names if len(calls[name]) == 1)  # "" is the network itself, which has run once
     module = model.get_submodule(name)
     args, kwargs = calls[name][0]
@@ -238,7 +241,7 @@ def check_slots(group: NeuronGroup, graph: fx.Graph) -> None:
         is_layer = slot.role != "through" and isinstance(module, LAYERS) and getattr(module, "groups", 1) == 1
         if slot.name not in calls or not (is_norm or is_layer):
             refuse(slot.name or slot.parameter, "no convolution without groups, linear layer, batch norm or PReLU")
-        on_its_axis = torch.arange(group.size * slot.block).view(group.size, slot.block)
+        on_its_axis = torch.arange(group.size * slot.block, device="cpu").view(group.size, slot.block)
         if not torch.equal(slot.index.cpu(), on_its_axis):
             refuse(slot.name, "it holds other channels beside those of the group")
 
@@ -457,10 +460,15 @@ class GroupSets:
 
 def check_index(index: Tensor, group: NeuronGroup) -> Tensor:
     """The sets as a tensor; raises CollapseError unless they are pairs of exchangeable neurons, or neurons."""
-    index = torch.as_tensor(index)
+    try:
+        index = index if isinstance(index, Tensor) else torch.tensor(index, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        raise CollapseError(f"the sets of {group.name} must be a tensor, not {type(index).__name__}") from None
     integers = not (index.is_floating_point() or index.is_complex() or index.dtype == torch.bool)
     if not integers or tuple(index.shape[1:]) not in ((), (2,)) or index.ndim == 0:
         raise CollapseError(f"the sets of {group.name} must be integers, [S, 2] pairs or [S] neurons")
+    if len(index) == 0:
+        raise CollapseError(f"there are no sets of {group.name}: leave it out, or give at least one pair or neuron")
     exist = bool(((index >= 0) & (index < group.size)).all())
     are_pairs = index.ndim == 2
     if not exist or (are_pairs and bool((index[:, 0] == index[:, 1]).any())):
@@ -478,7 +486,8 @@ def group_sets(
     """The sets of one group, after all that could be wrong with them is checked."""
     index = check_index(index, group)
     modules = dict(model.named_modules())
-    nodes = channel_nodes(model, group, example)
+    with undone(model):
+        nodes = channel_nodes(model, group, example)
     normed = behind_batch_norm(nodes, modules, group)
     parameters, shapes, free = {}, {}, []
     for slot in (*group.producers, *group.norms, *group.consumers):
@@ -734,6 +743,15 @@ def check_classes(output, labels: Tensor, number: int) -> None:
         raise CollapseError(f"batch {number} has labels from {lowest} to {highest}, the network {classes} classes")
 
 
+def check_loss(value, number: int) -> None:
+    """Raises CollapseError unless a loss is a tensor of one number that can be differentiated."""
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        what = f"has shape {list(value.shape)}" if isinstance(value, Tensor) else f"is a {type(value).__name__}"
+        raise CollapseError(f"the loss of batch {number} {what}: it must be a tensor of one number, a mean")
+    if not value.requires_grad:
+        raise CollapseError(f"the loss of batch {number} doesn't depend on the network's parameters")
+
+
 def run_batch(model, sets, states, batch, taps, loss, chunk, number) -> list[Tensor]:
     """Accumulate the gradient of a batch in the parameters; the Hessian products of each group's sets, [sets, d]."""
     x, labels = batch
@@ -746,6 +764,7 @@ def run_batch(model, sets, states, batch, taps, loss, chunk, number) -> list[Ten
         if loss is F.cross_entropy:
             check_classes(output, their_labels, number)
         value = loss(output, their_labels)
+        check_loss(value, number)
         if not torch.isfinite(value):
             raise CollapseError(f"the loss of batch {number} is {value.item()}: the network has diverged")
         (value * (len(some) / len(x))).backward()
@@ -792,12 +811,17 @@ def collapse_exponent(
     Cost: a Hessian product on one channel a set beside each gradient step, by the size of the group's maps
     (docs/speed.md has a table).
 
+    The network's gradients are overwritten, but not if it is `frozen`; the global random generator moves.
+
     Raises CollapseError, naming the layer, for groups it can't follow or that the optimizer doesn't train whole, sets
-    that aren't invariant, optimizers other than SGD, NaN or infinite values in the network, batches that can't be used
-    and chunks that a batch norm would see.
+    that aren't invariant, optimizers other than SGD, NaN or infinite values in the network, batches that can't be used,
+    losses that aren't one number, chunks that a batch norm would see, networks trained by several processes (unless
+    `frozen`), and where gradients are switched off.
     """
     check_options(blocks, chunk)
+    check_sets(sets)
     check_optimizer(optimizer)
+    check_surroundings(model, frozen)
     settings = current_settings(optimizer)
     model = unwrapped(model)
     batches = iter(batches)
@@ -812,7 +836,8 @@ def collapse_exponent(
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")  # torch's own jvp calls it
         all_sets = [group_sets(model, groups[name], index, example, settings) for name, index in sets.items()]
         batches = itertools.chain([first], batches)
-        history = follow_batches(model, all_sets, batches, optimizer, loss, frozen, chunk)
+        with gradients_kept(model, frozen):
+            history = follow_batches(model, all_sets, batches, optimizer, loss, frozen, chunk)
     return averages(history, blocks)
 
 
@@ -821,6 +846,41 @@ def check_options(blocks: int, chunk: int | None) -> None:
         raise CollapseError(f"collapse_exponent needs at least 1 block, not blocks={blocks}")
     if chunk is not None and chunk < 1:
         raise CollapseError(f"collapse_exponent needs at least 1 example a chunk, not chunk={chunk}")
+
+
+def check_sets(sets: dict[str, Tensor]) -> None:
+    """Raises CollapseError unless the sets are a dict; what is in it is checked group by group."""
+    if not isinstance(sets, dict):
+        kind = type(sets).__name__
+        raise CollapseError(f"sets must be a dict, name of a group -> its pairs or neurons, not a {kind}")
+
+
+def check_surroundings(model: nn.Module, frozen: bool) -> None:
+    """Raises CollapseError where gradients are off, or where other processes' gradients would be missed."""
+    if not torch.is_grad_enabled():
+        raise CollapseError("collapse_exponent needs gradients: call it outside torch.no_grad() and inference_mode()")
+    shared = any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules())
+    if shared and not frozen and torch.distributed.get_world_size() > 1:
+        raise CollapseError(
+            "collapse_exponent takes steps with the batches of one process, the network is trained by "
+            f"{torch.distributed.get_world_size()} (DistributedDataParallel): give frozen=True, or train in one process"
+        )
+
+
+@contextlib.contextmanager
+def gradients_kept(model: nn.Module, always: bool):
+    """Parameters have the gradients they had: `always`, or where it fails."""
+    before = [(parameter, parameter.grad) for parameter in model.parameters()]
+    for parameter, _ in before:
+        parameter.grad = None  # else what isn't the optimizer's would be added up
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        if always or failed:
+            for parameter, gradient in before:
+                parameter.grad = gradient
 
 
 def check_chunks(model: nn.Module, chunk: int | None) -> None:

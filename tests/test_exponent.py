@@ -549,13 +549,111 @@ def test_sets_of_neurons_that_are_not_there_are_refused(index):
         collapse_exponent(model, {"0": torch.tensor(index)}, batches, torch.optim.SGD(model.parameters(), 0.1))
 
 
+PAIR = torch.tensor([[0, 1]])
+
+
+@pytest.mark.parametrize(
+    "sets, loss, words",
+    [
+        ([PAIR], F.cross_entropy, "sets must be a dict, name of a group .* not a list"),
+        ({"0": PAIR[:0]}, F.cross_entropy, "no sets of 0: leave it out"),
+        ({"0": PAIR[:0, 0]}, F.cross_entropy, "no sets of 0: leave it out"),
+        ({"0": ["first"]}, F.cross_entropy, "sets of 0 must be a tensor, not list"),
+        ({"0": PAIR}, lambda out, y: F.cross_entropy(out, y, reduction="none"), r"loss of batch 0 has shape \[4\]"),
+        ({"0": PAIR}, lambda out, y: 0.5, "loss of batch 0 is a float"),
+        ({"0": PAIR}, lambda out, y: torch.ones(()), "loss of batch 0 doesn't depend on the network"),
+    ],
+)
+def test_bad_sets_and_losses_are_one_line(sets, loss, words):
+    model, batches = mlp(), [(torch.randn(4, 10), torch.randint(5, (4,)))]
+    with pytest.raises(CollapseError, match=words) as caught:
+        collapse_exponent(model, sets, batches, sgd_of(model), loss)
+    assert "\n" not in str(caught.value)
+
+
+def test_gradients_that_are_switched_off_are_said():
+    model, batches = mlp(), [(torch.randn(4, 10), torch.randint(5, (4,)))]
+    for off in (torch.no_grad, torch.inference_mode):
+        with off(), pytest.raises(CollapseError, match="needs gradients: call it outside"):
+            collapse_exponent(model, {"0": PAIR}, batches, sgd_of(model))
+
+
+def test_one_of_several_processes_does_not_train_alone(monkeypatch):
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(mlp())
+        batches = [(torch.randn(4, 10), torch.randint(5, (4,)))] * 2
+        collapse_exponent(model, {"0": PAIR}, batches, sgd_of(model))
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
+        with pytest.raises(CollapseError, match=r"trained by 4 .* frozen=True"):
+            collapse_exponent(model, {"0": PAIR}, batches, sgd_of(model))
+        collapse_exponent(model, {"0": PAIR}, batches, sgd_of(model), frozen=True)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+class Counting(nn.Sequential):
+    """Centres its input in place and counts its runs, in a part that torch.fx traces."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, 5))
+        self.register_buffer("runs", torch.zeros(()))
+
+    def forward(self, x):
+        self.runs += 1
+        x.sub_(0.5)
+        return super().forward(x)
+
+
+def test_following_a_network_changes_neither_its_buffers_nor_the_batch():
+    x, y = torch.randn(3, 4, 10), torch.randint(5, (3, 4))
+    model, before = Counting(), x.clone()
+    collapse_exponent(model, {"0": PAIR}, list(zip(x, y, strict=True)), sgd_of(model))
+    assert model.runs == 3
+    torch.testing.assert_close(x, before - 0.5, rtol=0, atol=0)  # as three steps of training do
+
+
+class Owned(nn.Sequential):
+    """A network whose `train` is its training."""
+
+    def train(self, loader):
+        raise AssertionError("a training was run")
+
+
+def test_a_network_in_eval_mode_is_trained_and_put_back():
+    model = LateNorms().eval()
+    batches = [(torch.randn(4, 2, 8, 8), torch.randint(3, (4,)))] * 2
+    collapse_exponent(model, {"0": PAIR}, batches, sgd_of(model))
+    assert not any(module.training for module in model.modules())
+    assert model[2].num_batches_tracked == 2
+    own = Owned(nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, 5))
+    batches = [(torch.randn(4, 10), torch.randint(5, (4,)))]
+    collapse_exponent(own, {"0": PAIR}, batches, sgd_of(own))
+    own.training = False
+    with pytest.raises(CollapseError, match=r"Owned.train\(\) fails, put it in training mode first: .*'loader'"):
+        collapse_exponent(own, {"0": PAIR}, batches, sgd_of(own))
+
+
+def test_the_default_device_does_not_matter():
+    model, batches = mlp(), [(torch.randn(4, 10), torch.randint(5, (4,)))]
+    torch.set_default_device("meta")
+    try:
+        found = collapse_exponent(model, {"0": PAIR.tolist()}, batches, sgd_of(model))
+    finally:
+        torch.set_default_device(None)
+    assert found["exponent"].isfinite().all()
+
+
 def test_a_frozen_network_stays_as_it_is():
     model = Residual(True, nn.GELU)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
     before = copy.deepcopy(model.state_dict())
     batches = [(torch.randn(4, 2, 8, 8), torch.randint(3, (4,)))] * 2
     collapse_exponent(model, {"stem": torch.tensor([[0, 1]])}, batches, sgd_of(model), frozen=True)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
+    assert all((parameter.grad == 1).all() for parameter in model.parameters())
 
 
 def test_nearest_pairs_against_a_search():
