@@ -275,6 +275,18 @@ def test_outputs_are_found_in_whatever_holds_them(what):
     assert any(entry.name == "hidden" and "output" in entry.reason for entry in groups.skipped)
 
 
+def test_a_cache_of_transformers_is_no_output():
+    """Keys and values that a network gives out for its own next call may become fewer."""
+    cache = type("DynamicCache", (type("Cache", (), {"__module__": "transformers.cache_utils"}),), {})
+
+    def pack(hidden, out):
+        kept = cache()
+        kept.values = hidden
+        return {"logits": out, "cache": kept}
+
+    assert [group.name for group in neuron_groups(Packed(pack), torch.randn(2, 6))] == ["first", "hidden"]
+
+
 def with_parameter(value):
     model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3))
     model[0].weight = nn.Parameter(value)

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import core
 from collapse import (
@@ -20,6 +21,7 @@ from collapse import (
     normalized_distances,
 )
 from collapse.report import cluster_order
+from collapse.trace import check_finite
 from tests.small_networks import network, put_neuron
 
 
@@ -240,6 +242,23 @@ def test_not_a_number_is_refused_by_name_wherever_it_is(path):
     ):
         with pytest.raises(CollapseError, match=words):
             refused()
+
+
+class Questions(TorchDispatchMode):
+    """Counts how often a number is asked for, which waits for a GPU to finish."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_all_values_are_checked_by_at_most_one_question():
+    model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(20)])
+    with Questions() as questions:
+        check_finite(model)
+    assert questions.count <= 1
 
 
 def test_infinite_values_are_refused_but_in_masks():
