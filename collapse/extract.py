@@ -1,7 +1,9 @@
 """Extract: the smaller network that a collapsed one is."""
 
 import copy
+import dataclasses
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +15,7 @@ from collapse.errors import CollapseError, RunError
 from collapse.metrics import check_thresholds, leaders
 from collapse.neurons import ROLES, NeuronGroup, Slot, neuron_groups
 from collapse.report import check_slots, constant_neurons, input_of, square_sizes
-from collapse.trace import check_finite, record, unwrapped
+from collapse.trace import Operation, Recording, check_finite, record, tensors_in, unwrapped
 
 # ======================================================================================
 # Which neurons go, and where to
@@ -398,13 +400,19 @@ def doubled(example):
 
 
 def mapped(example, change):
-    """An example with every tensor changed."""
+    """An example with every tensor changed, in the order of `tensors_in`."""
     if isinstance(example, Tensor):
         return change(example)
-    if isinstance(example, dict):
+    if isinstance(example, Mapping):
         return {name: mapped(value, change) for name, value in example.items()}
     if isinstance(example, list | tuple):
-        return type(example)(mapped(value, change) for value in example)
+        parts = [mapped(value, change) for value in example]
+        is_named = hasattr(example, "_fields")  # a namedtuple takes its parts one by one
+        return type(example)(*parts) if is_named else type(example)(parts)
+    if dataclasses.is_dataclass(example) and not isinstance(example, type):
+        names = [field.name for field in dataclasses.fields(example)]
+        parts = {name: mapped(getattr(example, name), change) for name in names}
+        return dataclasses.replace(example, **parts)
     return example
 
 
@@ -685,56 +693,171 @@ def add_to_bias(module: nn.Module, slot: Slot, says: Tensor) -> None:
 # ======================================================================================
 
 
+LARGEST_TOLERANCE = 1e-3  # half the digits of bfloat16 would be 9 %, less than which a wrong function may differ
+
+
 def check_same(whole: nn.Module, smaller: nn.Module, example) -> None:
     """Raises CollapseError unless two networks compute the same in eval mode, on the example and on inputs like it.
 
-    They don't where the network's code holds a size, or reads one off its tensors. Outputs without any numbers (a
-    detector that finds nothing) prove nothing: an error too.
+    They don't where the network's code holds a size, or reads one off its tensors. Outputs without a finite number (a
+    detector that finds nothing, the logarithm of zeros) prove nothing: an error too. Inputs like the example that the
+    whole network itself doesn't take are passed over.
     """
-    place = type(whole).__name__
-    compared = 0
-    for inputs in (example, like(example)):
-        before = record(whole, inputs).outputs
-        try:
-            after = record(smaller, inputs).outputs
-        except RunError as error:
-            where = f" (in {error.layer})" if error.layer else ""
-            raise CollapseError(
-                f"a size is written into {place}'s code{where}: the smaller network doesn't run, {error.why}"
-            ) from None
-        if len(before) != len(after):
-            raise CollapseError(f"the smaller network is another function: {place}'s code uses the size of a layer")
-        for one, other in zip(before, after, strict=True):
-            if not one.is_floating_point():
-                continue
-            if not nearly_equal(one, other):
-                raise CollapseError(f"the smaller network is another function: {place}'s code uses the size of a layer")
-            compared += one.numel()
+    on_example = record(whole, example)
+    compared = compare_outputs(whole, smaller, example, on_example.outputs)
+    other = like(example, on_example)
+    try:
+        before = record(whole, other).outputs
+    except RunError:
+        before = None
+    if before is not None:
+        compared += compare_outputs(whole, smaller, other, before)
     if not compared:
+        place = type(whole).__name__
         raise CollapseError(f"{place} gives out no numbers on the example: what is extracted can't be checked")
 
 
+def compare_outputs(whole: nn.Module, smaller: nn.Module, inputs, before: list[Tensor]) -> int:
+    """How many finite numbers the whole network gives out on these inputs, `before`, all of which the smaller one does.
+
+    Raises CollapseError where the smaller network doesn't run, or gives out others.
+    """
+    place = type(whole).__name__
+    try:
+        after = record(smaller, inputs).outputs
+    except RunError as error:
+        where = f" (in {error.layer})" if error.layer else ""
+        raise CollapseError(
+            f"a size is written into {place}'s code{where}: the smaller network doesn't run, {error.why}"
+        ) from None
+    another = f"the smaller network is another function: {place}'s code uses the size of a layer, or treats its neurons"
+    if len(before) != len(after):
+        raise CollapseError(f"{another} differently")
+    compared = 0
+    for one, other in zip(before, after, strict=True):
+        if not one.is_floating_point():
+            continue
+        if not nearly_equal(one, other):
+            rough = f", or {one.dtype} rounds too much to tell" if one.dtype.itemsize < 4 else ""
+            raise CollapseError(f"{another} differently{rough}")
+        compared += int(one.isfinite().sum())
+    return compared
+
+
 def nearly_equal(one: Tensor, other: Tensor) -> bool:
-    """Equal to half the digits of their precision."""
+    """Equal to half the digits of their precision (a thousandth at most), and infinite or NaN at the same places."""
     if one.shape != other.shape:
         return False
-    if one.numel() == 0:
+    finite = one.isfinite()
+    if not torch.equal(finite, other.isfinite()):
+        return False
+    if not torch.equal(one.isnan(), other.isnan()):
+        return False
+    if not bool(finite.any()):
         return True
-    near = torch.finfo(one.dtype).eps ** 0.5 * one.abs().max()
-    same = bool(((one - other).abs() <= near).all())
-    return same or (bool(one.isnan().all()) and bool(other.isnan().all()))
+    tolerance = min(torch.finfo(one.dtype).eps ** 0.5, LARGEST_TOLERANCE)
+    numbers = one[finite].double()
+    differences = (numbers - other[finite].double()).abs()
+    return bool(differences.max() <= tolerance * numbers.abs().max())
 
 
-def like(example):
-    """Inputs of the same shapes with other values: floating-point ones random, others turned round."""
+# ======================================================================================
+# Inputs like the example
+# ======================================================================================
 
-    def another(tensor):
-        if not tensor.is_floating_point():
-            return tensor.flip(-1) if tensor.ndim else tensor
-        generator = torch.Generator(device=tensor.device).manual_seed(1)
-        return torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype, device=tensor.device)
 
-    return mapped(example, another)
+def like(example, recording: Recording):
+    """Inputs of the same shapes with other values; `recording`: of a run on the example.
+
+    Floating-point ones are drawn from a normal distribution, integers that pick rows of a table from its rows. Other
+    integers (lengths, kinds) stay, for what else they may be isn't known.
+    """
+    others = []
+    for tensor, limits in zip(tensors_in(example), limits_of(recording), strict=True):
+        others.append(other_values(tensor, limits))
+    left = iter(others)
+    return mapped(example, lambda tensor: next(left))
+
+
+def other_values(tensor: Tensor, limits: Tensor) -> Tensor:
+    """Random values for an input; `limits`, of its shape: of how many rows an integer may pick one, 0 for no table."""
+    generator = torch.Generator().manual_seed(1)
+    if tensor.layout != torch.strided:  # a sparse graph stays as it is
+        return tensor
+    if tensor.is_floating_point():
+        values = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+        return values.to(tensor.device)
+    if not bool(limits.any()):
+        return tensor
+    share = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+    rows = (share * limits).long()
+    drawn = torch.where(limits > 0, rows.to(tensor.dtype), tensor.cpu())
+    return drawn.to(tensor.device)
+
+
+NO_TABLE = 2**31  # more rows than any has
+COPIES = ("_to_copy", "clone", "detach", "lift_fresh")  # the same integers, elsewhere or of another type
+
+
+def is_integer(tensor: Tensor) -> bool:
+    """Whether it holds integers, entry by entry; truth values are none."""
+    other = tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool
+    return not other and tensor.layout == torch.strided
+
+
+def limits_of(recording: Recording) -> list[Tensor]:
+    """For each input, in its shape: the rows of the smallest table in which each of its integers picks one, 0 for none.
+
+    Integers are followed from the inputs to the tables through views and copies.
+    """
+    limits = []
+    places = {}  # id of a tensor -> (number of the input, place in it of each entry)
+    for number, tensor in enumerate(recording.inputs):
+        limits.append(torch.full((tensor.numel(),), NO_TABLE))
+        if is_integer(tensor):
+            places[id(tensor)] = number, torch.arange(tensor.numel()).view(tensor.shape)
+    for operation in recording.operations:
+        for index, rows in tables_read(operation):
+            if id(index) not in places:
+                continue
+            number, where = places[id(index)]
+            where = where.flatten()
+            limits[number][where] = limits[number][where].clamp_max(rows)
+        follow_places(operation, places)
+    found = []
+    for tensor, flat in zip(recording.inputs, limits, strict=True):
+        found.append(torch.where(flat < NO_TABLE, flat, 0).view(tensor.shape))
+    return found
+
+
+def follow_places(operation: Operation, places: dict) -> None:
+    """Enter into `places` what an operation makes of the integers of an input, where it only moves them about."""
+    source = operation.args[0] if operation.args else None
+    if id(source) not in places:
+        return
+    number, where = places[id(source)]
+    if operation.function.is_view:
+        moved = operation.function(where, *operation.args[1:], **operation.kwargs)
+    elif operation.name in COPIES:
+        moved = where
+    else:
+        return
+    for output, its_places in zip(tensors_in(operation.output), tensors_in(moved), strict=True):
+        places[id(output)] = number, its_places
+
+
+def tables_read(operation: Operation) -> list[tuple[Tensor, int]]:
+    """(integers, how many rows they pick from) of an operation that looks rows up in a table or writes one-hot rows."""
+    if operation.name in ("embedding", "_embedding_bag", "_embedding_bag_forward_only"):
+        table, index = operation.args[:2]
+        return [(index, len(table))]
+    if operation.name in ("index_select", "scatter", "scatter_"):
+        table, axis, index = operation.args[:3]
+        return [(index, table.shape[axis])]
+    if operation.name == "index":
+        table, indices = operation.args[:2]
+        return [(index, rows) for index, rows in zip(indices, table.shape, strict=False) if index is not None]
+    return []
 
 
 # ======================================================================================

@@ -4,6 +4,7 @@ import copy
 import math
 import time
 import warnings
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ from torchvision.models import vgg
 
 import core
 from collapse import CollapseError, collapse_report, extract_subnetwork, load_network, neuron_groups, save_network
-from collapse.extract import plan_of, why_left_whole
-from collapse.trace import call, tensors_in
+from collapse.extract import like, plan_of, why_left_whole
+from collapse.trace import call, record, tensors_in
 from tests.processes import run_script
 from tests.small_networks import KINDS, Attention, network, plant, put_neuron
 
@@ -322,6 +323,142 @@ def test_outputs_without_numbers_prove_nothing():
     plant(neuron_groups(model, example))
     with pytest.raises(CollapseError, match="gives out no numbers on the example"):
         extract_subnetwork(model, example, 1e-6, 1e-6)
+
+
+# ======================================================================================
+# The check, on examples that say little
+# ======================================================================================
+
+
+class Tabular(nn.Module):
+    """A table for each column of the input, of different sizes; `scaled`: by a width read off the tensor."""
+
+    def __init__(self, rows=(50, 7, 3), scaled=False, padding=None):
+        super().__init__()
+        self.tables = nn.ModuleList([nn.Embedding(n, 4, padding_idx=padding) for n in rows])
+        self.hidden, self.out = nn.Linear(4 * len(rows), 16, bias=False), nn.Linear(16, 2)
+        self.scaled = scaled
+
+    def forward(self, columns):
+        columns = columns.long()
+        found = [table(columns[:, k]) for k, table in enumerate(self.tables)]
+        h = torch.relu(self.hidden(torch.cat(found, 1)))
+        return self.out(h / h.shape[1] ** 0.5 if self.scaled else h)
+
+
+class Logarithms(nn.Module):
+    """Of an input that must be positive; each number by itself, or all together."""
+
+    def __init__(self, each, scaled=False):
+        super().__init__()
+        self.each, self.scaled = each, scaled
+        self.hidden, self.out = nn.Linear(1 if each else 6, 16), nn.Linear(16, 2)
+
+    def forward(self, x):
+        h = torch.relu(self.hidden(x.log()[..., None] if self.each else x.log()))
+        return self.out(h / h.shape[-1] ** 0.5 if self.scaled else h)
+
+
+class Rounded(nn.Module):
+    """Casts its input to bfloat16, so that it doesn't run in float64."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.out = nn.Linear(8, 64), nn.Linear(64, 5)
+        self.bfloat16()
+
+    def forward(self, x):
+        h = torch.relu(self.hidden(x.bfloat16()))
+        return self.out(h / h.shape[-1] ** 0.5)
+
+
+def with_equal_neurons(model, count=3):
+    """The first neurons of the layer `hidden` become equal."""
+    with torch.no_grad():
+        for parameter in model.hidden.parameters():
+            parameter[1 : 1 + count] = parameter[0]
+        model.out.weight[:, 1 : 1 + count] = model.out.weight[:, :1]
+    return model
+
+
+@pytest.mark.parametrize(
+    "model, example, words",
+    [
+        (
+            Tabular((9,), scaled=True, padding=0),
+            torch.zeros(2, 1, dtype=torch.int32),
+            "or treats its neurons different",
+        ),
+        (Logarithms(each=False, scaled=True), torch.zeros(2, 6), "gives out no numbers on the example"),
+        (Logarithms(each=False, scaled=True), torch.rand(2, 6) + 0.1, "or treats its neurons differently"),
+        (Rounded(), torch.randn(4, 8), "torch.bfloat16 rounds too much to tell"),
+    ],
+    ids=["zeros alone", "nothing but NaN", "a good example", "low precision"],
+)
+def test_another_function_is_refused_on_whatever_example(model, example, words):
+    with pytest.raises(CollapseError, match=words):
+        extract_subnetwork(with_equal_neurons(model), example, 1e-6, 1e-6)
+
+
+class Lengths(nn.Module):
+    """A second input, of which no other values would do."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.out = nn.Linear(5, 16), nn.Linear(16, 2)
+
+    def forward(self, x, lengths):
+        packed = nn.utils.rnn.pack_padded_sequence(self.out(torch.relu(self.hidden(x))), lengths, batch_first=True)
+        return nn.utils.rnn.pad_packed_sequence(packed, batch_first=True)[0]
+
+
+@pytest.mark.parametrize(
+    "model, example",
+    [
+        (Tabular(), torch.tensor([[49, 6, 2], [10, 1, 0]])),
+        (Logarithms(each=True), torch.rand(2, 6) + 0.1),
+        (Lengths(), (torch.randn(3, 6, 5), torch.tensor([6, 4, 2]))),
+    ],
+    ids=["a table for each column", "some NaN", "lengths"],
+)
+def test_inputs_like_the_example_are_ones_that_the_network_takes(model, example):
+    smaller = extract_subnetwork(with_equal_neurons(model), example, 1e-6, 1e-6)
+    assert smaller.extraction[-1]["merged"] == 3
+    assert_same_function(model, smaller, example)
+
+
+def test_integers_that_pick_rows_of_a_table_are_drawn_from_its_rows():
+    model, example = Tabular((50, 7, 3)), torch.zeros(40, 3, dtype=torch.int32)
+    drawn = like(example, record(model, example))
+    assert drawn.dtype == torch.int32
+    assert [len(column.unique()) > rows / 3 for column, rows in zip(drawn.T, (50, 7, 3), strict=True)] == [True] * 3
+    model(drawn)  # none is beyond its table
+    pair = example, torch.arange(4)
+    kept = like(pair, record(Beside(model), pair))[1]
+    assert torch.equal(kept, pair[1])
+
+
+class Beside(nn.Module):
+    """A network, and an input that it doesn't use."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x, unused):
+        return self.model(x)
+
+
+class Pair(NamedTuple):
+    x: torch.Tensor
+    unused: torch.Tensor
+
+
+def test_named_tuples_are_examples():
+    model = nn.Sequential(nn.Linear(10, 6), nn.ReLU(), nn.Linear(6, 2))
+    put_neuron(neuron_groups(model, torch.randn(2, 10))[0].slots, 1, 0)
+    smaller = extract_subnetwork(Beside(model), Pair(torch.randn(2, 10), torch.zeros(1)), 1e-6, 1e-6)
+    assert smaller.model[0].out_features == 5
 
 
 def test_groups_that_a_norm_couples_are_left_whole_and_the_others_extracted():
