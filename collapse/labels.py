@@ -75,12 +75,14 @@ class Labels:
 
     def __init__(self):
         self.parent = torch.arange(FIRST)
+        self.alone = torch.zeros(FIRST, dtype=torch.bool)  # those that were never joined with others
 
     def new(self, count: int) -> Tensor:
         """So many labels that nobody has."""
         start = len(self.parent)
         labels = torch.arange(start, start + count)
         self.parent = torch.cat([self.parent, labels])
+        self.alone = torch.cat([self.alone, torch.ones(count, dtype=torch.bool)])
         return labels
 
     def find(self, labels: Tensor) -> Tensor:
@@ -107,6 +109,8 @@ class Labels:
             if not apart.any():
                 return
             one, other = one[apart], other[apart]
+            self.alone[one] = False
+            self.alone[other] = False
             low, high = torch.minimum(one, other), torch.maximum(one, other)
             self.parent.scatter_reduce_(0, high, low, "amin")
 
@@ -138,6 +142,15 @@ class Distinction(NamedTuple):
 
     labels: Tensor
     context: Tensor
+    layer: str
+    reason: str
+
+
+class Meeting(NamedTuple):
+    """Labels that an operation acted on, as one of its arguments: others may not have met it."""
+
+    labels: Tensor
+    alone: Tensor  # of bool: which of them were still those of a single place
     layer: str
     reason: str
 
@@ -206,6 +219,7 @@ class Follower:
         self.frozen = []  # Notes: labels that can't change
         self.coupled = []  # Notes: labels that an operation treats alike, but together
         self.distinct = []  # Distinctions
+        self.met = []  # Meetings
         self.unfollowed = []  # Notes without labels: layers whose neurons were not found at all
         self.contracted = []  # Notes: labels summed over in a product of two activations
         self.mixed = []  # Notes: labels passed on by attention
@@ -399,6 +413,8 @@ class Follower:
     def apply(self, operation: Operation) -> None:
         """Apply the rule of an operation; where there is none, what goes in can't change."""
         self.now = operation
+        if not only_moves(operation):
+            self.meet(operation)
         for tensor in tensors_in(operation.output):
             self.dependent.add(id(tensor))
             if not in_place(operation):
@@ -406,9 +422,19 @@ class Follower:
         try:
             if writes_into_data(self, operation):
                 raise Unknown("it is written into a part of another tensor")
+            if overwrites_some(self, operation):
+                raise Unknown(f"{operation.name} changes some of its channels alone")
             rule_of(operation)(self, operation)
         except Unknown as unknown:
             self.give_up(operation, str(unknown))
+
+    def meet(self, operation: Operation) -> None:
+        """Note which labels an operation acts on: neurons that meet different operations aren't exchangeable."""
+        reason = f"{operation.name} acts on some of its channels alone"
+        for tensor in tensors_in((operation.args, operation.kwargs)):
+            if id(tensor) in self.states:
+                labels = kernel(self.states[id(tensor)].labels).flatten()
+                self.met.append(Meeting(labels, self.names.alone[labels], operation.layer, reason))
 
     def give_up(self, operation: Operation, reason: str) -> None:
         nobody = True
@@ -433,6 +459,29 @@ def writes_into_data(follower: Follower, operation: Operation) -> bool:
         return False
     target = operation.args[0]
     return isinstance(target, Tensor) and id(target) not in follower.states and target._is_view()
+
+
+def overwrites_some(follower: Follower, operation: Operation) -> bool:
+    """Whether an operation in place puts something that is no neuron into some channels of a tensor, not into all."""
+    if not in_place(operation):
+        return False
+    target, *others = tensors_in((operation.args, operation.kwargs))
+    brings = len(operation.args) > 1 or operation.name == "zero_"
+    if not brings or any(follower.is_followed(tensor) for tensor in others):
+        return False
+    whole = target._base if target._is_view() else None
+    if id(target) not in follower.states or id(whole) not in follower.states:
+        return False
+    part = kernel(follower.state(target).labels).unique()
+    return len(part) < len(kernel(follower.state(whole).labels).unique())
+
+
+def only_moves(operation: Operation) -> bool:
+    """Whether an operation leaves all values as they are, at other places."""
+    if operation.name in ("fill_", "zero_"):
+        return False
+    rule = rule_of(operation)
+    return rule in (reshape, moved, same, concatenate, padded, put_at_places)
 
 
 def rule_of(operation: Operation):
@@ -539,12 +588,18 @@ def elementwise(follower: Follower, operation: Operation) -> None:
 def is_gain(follower: Follower, operation: Operation, labels: Tensor) -> bool:
     """Whether a product is the gain of a norm that is written by hand; notes the parameter as one."""
     gains = [value for value in operation.args if id(value) in follower.parameters and value.ndim == 1]
-    coupled = {int(label) for note in follower.coupled for label in follower.names.find(note.labels).unique()}
-    if len(gains) != 1 or not coupled.intersection(kernel(labels).flatten().tolist()):
+    if len(gains) != 1 or not is_coupled(follower, labels):
         return False
     for holder in follower.uses_of[id(gains[0])]:
         holder.is_norm = True
     return True
+
+
+def is_coupled(follower: Follower, labels: Tensor) -> bool:
+    """Whether a norm has coupled any of these labels; the latest ones are the likeliest."""
+    own = follower.names.find(kernel(labels)).unique()
+    latest_first = reversed(follower.coupled)
+    return any(bool(torch.isin(follower.names.find(note.labels), own).any()) for note in latest_first)
 
 
 def filled(labels: Tensor, others: Tensor) -> Tensor:

@@ -270,6 +270,10 @@ class Classes:
                 self.read[own] = True
         for number, distinction in enumerate(follower.distinct):
             self.distinguish(number, distinction)
+        self.place = torch.zeros(count, dtype=torch.long)  # what a label met before it was joined with others
+        marks = mixed_bits(-1 - torch.arange(len(follower.met)))
+        for meeting, mark in zip(follower.met, marks, strict=True):
+            self.meet(meeting, mark)
         self.contracted = self.marked(follower.contracted, count)
         self.mixed = self.marked(follower.mixed, count)
         self.frozen = self.first_note(follower.frozen, count)
@@ -287,6 +291,12 @@ class Classes:
         roots = self.find(distinction.labels)
         pairs = torch.stack([roots, distinction.context], 1)[roots >= FIRST].unique(dim=0)
         self.colour.index_add_(0, pairs[:, 0], mixed_bits(number * 1_000_003 + pairs[:, 1]))
+
+    def meet(self, meeting, mark: Tensor) -> None:
+        """Colour the neurons that an operation acted on, and the places that were still a neuron each, once."""
+        roots = self.find(meeting.labels)
+        self.colour[roots[roots >= FIRST]] += mark  # `+=` at indices: once, even where one is there twice
+        self.place[meeting.labels[meeting.alone]] += mark
 
     def marked(self, notes: list, count: int) -> Tensor:
         marks = self.none(count)
@@ -346,6 +356,10 @@ def make_group(
     for holder, roots in members:
         places = (group_of[roots] == number).nonzero()[:, 0]
         order = rank[roots[places]].argsort(stable=True)
+        if len(places) > len(neurons):
+            # What a neuron's places do, as value and gate, may come in another order in each: the same one for all
+            does = in_order_of_appearance(classes.place[holder.labels[places]], numbers=True)
+            order = (rank[roots[places]] * len(places) + does).argsort(stable=True)
         index = places[order].view(len(neurons), -1)
         slots.append(make_slot(holder, index, owners[id(holder.tensor)]))
     slots.sort(key=order_of_slots)
@@ -452,22 +466,27 @@ def skipped_layers(follower: Follower, classes: Classes, holders: list[Holder], 
 
 
 def frozen_reason(note) -> str:
-    if note.reason in (OUTPUT, SOFTMAX) or not note.layer:
-        return note.reason
-    return f"{note.reason} (in {note.layer})"
+    return note.reason if note.reason in (OUTPUT, SOFTMAX) else placed(note)
+
+
+def placed(note) -> str:
+    """The reason of a note, with the layer it comes from."""
+    return f"{note.reason} (in {note.layer})" if note.layer else note.reason
 
 
 def reason_of_distinction(follower: Follower, classes: Classes, members: list) -> str:
     """Why no two neurons of a group are alike: the first operation in which each met something else."""
-    for holder, roots in members:
+    for _, roots in members:
         own = roots[roots >= FIRST].unique()
         for distinction in follower.distinct:
             met = classes.find(distinction.labels)
             inside = torch.isin(met, own)
             if inside.any() and len(distinction.context[inside].unique()) > 1:
-                place = f" (in {distinction.layer})" if distinction.layer else ""
-                return distinction.reason + place
-        del holder
+                return placed(distinction)
+        for meeting in follower.met:
+            is_met = torch.isin(own, classes.find(meeting.labels))
+            if is_met.any() and not is_met.all():
+                return placed(meeting)
     return "no two of its channels are alike"
 
 

@@ -158,6 +158,72 @@ def test_rotary_pairs_are_no_neurons_and_grouped_values_have_a_part_for_each_hea
     assert value.part.tolist() == [0] * 4 + [1] * 4 and value.consumers[0].block == 2  # each head is read twice
 
 
+class Partly(nn.Module):
+    """Two layers, and between them something that acts on some of the channels."""
+
+    def __init__(self, between, read=8, made=8):
+        super().__init__()
+        self.a, self.b, self.between = nn.Linear(6, made), nn.Linear(read, 3), between
+
+    def forward(self, x):
+        return self.b(self.between(self.a(x)))
+
+
+def two_activations(h):
+    one, other = h.chunk(2, 1)
+    return torch.cat([torch.relu(one), torch.tanh(other)], 1)
+
+
+def gated(h):
+    return h[:, [0, 3]] * torch.sigmoid(h[:, [1, 2]])
+
+
+def gated_behind_a_norm(h):
+    return gated(F.batch_norm(h, None, None, training=True))
+
+
+def head_by_head(h):
+    """[batch, 8] as a batch of one sequence: two heads of attention, one after the other."""
+    heads = [(part @ part.T).softmax(-1) @ part for part in h.split(4, 1)]
+    return torch.cat(heads, 1)
+
+
+def shifted_and_set(h):
+    h = h.clone()
+    h[:, 0] += 1.0
+    h[:, 1] = 5.0
+    h[:, :, None].mul_(2.0)
+    return torch.relu(h)
+
+
+@pytest.mark.parametrize("between", [two_activations, head_by_head])
+def test_neurons_that_meet_different_operations_are_not_exchangeable(between):
+    model, x = Partly(between).double(), torch.randn(5, 6, dtype=torch.float64)
+    (group,) = neuron_groups(model, x)
+    assert group.part.tolist() == [0] * 4 + [1] * 4
+    put_neuron(group.slots, 5, 0)
+    assert collapse_report([group])[0]["redundant"] == 0
+    put_neuron(group.slots, 1, 0)
+    assert collapse_report([group])[0]["redundant"] == 1
+
+
+def test_channels_that_are_written_into_by_themselves_are_left_out_by_name():
+    groups = neuron_groups(Partly(shifted_and_set), torch.randn(5, 6))
+    assert groups[0].slots[0].index.flatten().tolist() == [2, 3, 4, 5, 6, 7]
+    assert groups.skipped == [
+        ("a", "add_ changes some of its channels alone"),
+        ("a", "fill_ changes some of its channels alone"),
+    ]
+
+
+@pytest.mark.parametrize("between", [gated, gated_behind_a_norm])
+def test_values_and_gates_lie_in_the_same_order_in_every_neuron(between):
+    (group,) = neuron_groups(Partly(between, 2, 4), torch.randn(5, 6))
+    assert group.producers[0].index.tolist() == [[0, 1], [3, 2]]
+    put_neuron(group.slots, 1, 0)
+    assert collapse_report([group])[0]["redundant"] == 1
+
+
 def test_streams_of_a_resnet_have_all_their_producers_and_consumers():
     groups = {group.name: group for group in neuron_groups(torchvision.models.resnet18(), torch.zeros(1, 3, 32, 32))}
     assert len(groups) == 12 and sum(group.size for group in groups.values()) == 2880
