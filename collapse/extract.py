@@ -662,6 +662,8 @@ def constant_values(plan: Plan, slot: Slot, operations: list) -> Tensor:
     if slot.parameter != "weight" or slot.groups != 1 or len(slot.uses) != 1:
         raise CollapseError(f"{place} can't go into a bias")
     (use,) = slot.uses
+    if use.places is not None:
+        raise CollapseError(f"{place} is read by a part of its weight: that can't go into a bias")
     operation = operations[use.operation]
     x = input_of(operations, use, slot).movedim(use.axis, 0)
     index = slot.index[plan.constant].to(x.device)

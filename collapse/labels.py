@@ -161,6 +161,8 @@ class Use(NamedTuple):
     operation: int  # its number in the recording
     argument: int  # which of its arguments is the input
     axis: int  # of that input on which the neurons lie
+    places: Tensor | None = None  # on the weight's axis, of what is read: a part of the weight; None: the whole
+    size: int = 0  # of that axis
 
 
 class Holder:
@@ -223,6 +225,7 @@ class Follower:
         self.unfollowed = []  # Notes without labels: layers whose neurons were not found at all
         self.contracted = []  # Notes: labels summed over in a product of two activations
         self.mixed = []  # Notes: labels passed on by attention
+        self.from_softmax = set()  # ids of tensors that come, by whatever way, out of a softmax
         self.keep = []  # tensors whose ids are in use
         self.now = None
         self.order = 0
@@ -336,7 +339,9 @@ class Follower:
     ) -> None:
         """A layer's weight reads what lies on axis `x_axis` of its input: these neurons, or (None) data."""
         count = x.size(x_axis)
-        labels = torch.full((count,), DATA) if labels is None else labels
+        if labels is None:  # the first state of a recurrent layer is mostly zero: it says nothing to any weight
+            constant = id(x) not in self.dependent
+            labels = torch.full((count,), ZERO if constant and not bool(x.any()) else DATA)
         data = labels == DATA
         if bool(data.any()):  # a weight that reads data can't be permuted, whatever else it reads
             own = self.names.new(count)
@@ -345,9 +350,9 @@ class Follower:
         self.attach(parameter, axis, labels, "outgoing", groups, normed)
         self.note_use(self.holders[id(parameter), axis, groups], x, x_axis)
 
-    def note_use(self, holder: Holder, x: Tensor, axis: int) -> None:
+    def note_use(self, holder: Holder, x: Tensor, axis: int, places: Tensor | None = None) -> None:
         argument = next(place for place, value in enumerate(self.now.args) if value is x)
-        holder.uses.append(Use(self.order, argument, axis))
+        holder.uses.append(Use(self.order, argument, axis, places, holder.tensor.size(holder.axis)))
 
     def make(self, parameter: Tensor, axis: int) -> Tensor:
         """Labels of the neurons that a layer's weight makes along an axis."""
@@ -358,7 +363,7 @@ class Follower:
     # ------------------------------------------------------------------ one operation
 
     def follow(self, operation: Operation) -> None:
-        """Labels of what an operation returns."""
+        """Labels of what an operation returns, and what else is known of it."""
         if self.copies:
             operation = operation._replace(args=self.originals(operation.args))
         if self.copies_a_parameter(operation):
@@ -366,9 +371,20 @@ class Follower:
             return
         inputs = tensors_in((operation.args, operation.kwargs))
         outputs = tensors_in(operation.output)
-        if any(id(tensor) in self.dependent for tensor in inputs):
-            self.dependent.update(id(tensor) for tensor in outputs)
+        self.note_dependent(operation, inputs, outputs)
+        self.follow_labels(operation, inputs, outputs)
         self.note_zeros(operation, inputs, outputs)
+        self.note_softmax(operation, inputs, outputs)
+
+    def note_dependent(self, operation: Operation, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+        """Values that change with the input: all that comes from one, but for constants in its shape."""
+        if operation.name in CONSTANTS or not any(id(tensor) in self.dependent for tensor in inputs):
+            return
+        self.dependent.update(id(tensor) for tensor in outputs)
+        if in_place(operation) and outputs and outputs[0]._is_view():
+            self.dependent.add(id(outputs[0]._base))
+
+    def follow_labels(self, operation: Operation, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         if operation.name in CREATORS:
             return
         followed = [tensor for tensor in inputs if self.is_followed(tensor)]
@@ -402,6 +418,13 @@ class Follower:
             self.zeros.difference_update(id(tensor) for tensor in inputs)
         if made or passed_on:
             self.zeros.update(id(tensor) for tensor in outputs)
+
+    def note_softmax(self, operation: Operation, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+        """Weights of attention: what comes out of a softmax, until it is multiplied with values."""
+        is_product = rule_of(operation) in (matrix_product, convolution)
+        passed_on = not is_product and any(id(tensor) in self.from_softmax for tensor in inputs)
+        if passed_on or "softmax" in operation.name:
+            self.from_softmax.update(id(tensor) for tensor in outputs)
 
     def makes_a_parameter(self, operation: Operation, inputs: list[Tensor], followed: list[Tensor]) -> bool:
         """Whether what comes out is made of parameters (and constants), and no layer is applied to a constant."""
@@ -524,10 +547,20 @@ class Operand(NamedTuple):
     broadcast: set[int]  # along which it is one number for all
 
 
+def values_read(follower: Follower, operation: Operation) -> list[Tensor]:
+    """The tensors whose values go into an elementwise operation: not a target that is written over, or held zeros."""
+    tensors = tensors_in((operation.args, operation.kwargs))
+    if not in_place(operation) or id(tensors[0]) in follower.states:
+        return tensors
+    written_over = operation.name == "copy_"
+    adds_to_zeros = operation.name == "add_" and id(tensors[0]) in follower.zeros
+    return tensors[1:] if written_over or adds_to_zeros else tensors
+
+
 def operands_of(follower: Follower, operation: Operation, output: Tensor) -> tuple[list[Operand], list[set[int]]]:
     """(operands with neurons, for each operand without: the axes along which it differs)."""
     operands, data = [], []
-    for tensor in tensors_in((operation.args, operation.kwargs)):
+    for tensor in values_read(follower, operation):
         offset = output.ndim - tensor.ndim
         if offset < 0 or any(size not in (1, output.size(offset + k)) for k, size in enumerate(tensor.shape)):
             raise Unknown(f"{operation.name} on tensors of different layouts")
@@ -600,6 +633,17 @@ def is_coupled(follower: Follower, labels: Tensor) -> bool:
     own = follower.names.find(kernel(labels)).unique()
     latest_first = reversed(follower.coupled)
     return any(bool(torch.isin(follower.names.find(note.labels), own).any()) for note in latest_first)
+
+
+def gated_halves(follower: Follower, operation: Operation) -> None:
+    """The first half of an axis, times the sigmoid of the other half: entry by entry they are one neuron."""
+    state = follower.state(operation.args[0])
+    if state is None:
+        raise Unknown("glu by something that is computed")
+    values, gates = state.labels.chunk(2, operation.argument("dim", -1))
+    values, gates = compact(values), compact(gates)
+    follower.names.join(values, gates)
+    follower.put(operation.output, follower.names.find(filled(values, gates)))
 
 
 def filled(labels: Tensor, others: Tensor) -> Tensor:
@@ -735,6 +779,32 @@ def padded(follower: Follower, operation: Operation) -> None:
     follower.put(operation.output, labels, state.normed)
 
 
+def channels_into_pixels(follower: Follower, operation: Operation) -> tuple[Tensor, int]:
+    """(labels along the channels of x [..., channels, height, width], how many pixels one becomes, or becomes one)."""
+    x = operation.args[0]
+    state = follower.state(x)
+    channel = x.ndim - 3
+    if state is None or axes_that_vary(state.labels) - {channel}:
+        raise Unknown(f"{operation.name} over its neurons")
+    return follower.names.along(state.labels, channel), operation.args[1] ** 2
+
+
+def pixel_shuffle(follower: Follower, operation: Operation) -> None:
+    """Several channels become the pixels of one: they are one neuron, for whatever reads it reads them all."""
+    labels, several = channels_into_pixels(follower, operation)
+    labels = labels.view(-1, several)
+    follower.names.join(labels, labels[:, :1])
+    labels = follower.names.find(labels)[:, 0]
+    follower.put(operation.output, labels.view(-1, 1, 1), follower.state(operation.args[0]).normed)
+
+
+def pixel_unshuffle(follower: Follower, operation: Operation) -> None:
+    """The pixels of a channel become several channels, of the same neuron."""
+    labels, several = channels_into_pixels(follower, operation)
+    labels = labels.repeat_interleave(several)
+    follower.put(operation.output, labels.view(-1, 1, 1), follower.state(operation.args[0]).normed)
+
+
 def spatial(follower: Follower, operation: Operation) -> None:
     """Pooling, resizing, padding by reflection: acts on positions, for each neuron alone."""
     x = operation.args[0]
@@ -861,9 +931,7 @@ def attach_vector(follower: Follower, vector, labels: Tensor, role: str, is_norm
 
 def vector_behind(follower: Follower, vector: Tensor) -> tuple[Tensor, Tensor] | None:
     """(parameter [n], places on it) that a vector is, or is a slice of."""
-    source = vector
-    while id(source) in follower.derived and follower.derived[id(source)].function.is_view:
-        source = follower.derived[id(source)].args[0]
+    source = source_of(follower, vector)
     if not known_weight(follower, source) or source.ndim != 1 or vector.ndim != 1:
         return None
     places = places_on_parameter(source, vector, 0)
@@ -1006,11 +1074,16 @@ class Weight(NamedTuple):
     places: tuple[Tensor, Tensor]  # index on that axis of the parameter, for each index of the matrix
 
 
+def source_of(follower: Follower, tensor: Tensor) -> Tensor:
+    """What a tensor that is made of parameters is a view of; the tensor itself where it is no view."""
+    while id(tensor) in follower.derived and follower.derived[id(tensor)].function.is_view:
+        tensor = follower.derived[id(tensor)].args[0]
+    return tensor
+
+
 def weight_behind(follower: Follower, matrix: Tensor) -> Weight | None:
     """The parameter that a [k, n] matrix is a view of."""
-    source = matrix
-    while id(source) in follower.derived and follower.derived[id(source)].function.is_view:
-        source = follower.derived[id(source)].args[0]
+    source = source_of(follower, matrix)
     if not known_weight(follower, source):
         return None
     one, other = (places_on_parameter(source, matrix, axis) for axis in (matrix.ndim - 2, matrix.ndim - 1))
@@ -1076,13 +1149,40 @@ def matrix_product(follower: Follower, operation: Operation) -> None:
         attach_vector(follower, bias, follower.names.along(state.labels, output.ndim - 1), "incoming")
 
 
+def matrix_times_vector(follower: Follower, operation: Operation) -> None:
+    """A layer of one neuron, which reads the columns of a matrix; or a weight, applied to a single input."""
+    matrix, vector = operation.args
+    if follower.is_parameter(matrix) and not follower.is_parameter(vector):
+        weight = find_weight(follower, matrix)
+        weight = Weight(weight.parameter, weight.axes[::-1], weight.places[::-1])
+        follower.put(operation.output, linear(follower, vector, 0, weight))
+        return
+    found = vector_behind(follower, vector)
+    state = follower.state(matrix)
+    if found is None or follower.is_parameter(matrix):
+        raise Unknown("mv with a vector that is computed")
+    parameter, places = found
+    labels, normed = None, True
+    if state is not None:
+        if axes_that_vary(state.labels) == {0}:
+            raise Unknown("mv mixes its positions")
+        labels = on_places(follower.names.along(state.labels, 1), places, len(parameter))
+        normed = state.normed
+    if len(places) != len(parameter):
+        raise Unknown("mv with a part of a vector")
+    follower.read(parameter, 0, matrix, 1, labels, normed)
+
+
 def find_weight(follower: Follower, matrix: Tensor) -> Weight:
     """The parameter behind a matrix: the axis that is read, the axis that is made."""
     weight = weight_behind(follower, matrix)
     batched = matrix.ndim == 3 and matrix.size(0) > 1 and matrix.stride(0) != 0
-    if weight is None or batched:
-        raise Unknown("its weight is computed from other parameters")
-    return weight
+    if weight is not None and not batched:
+        return weight
+    source = source_of(follower, matrix)
+    if known_weight(follower, source):
+        raise Unknown("its weight has more than two axes" if source.ndim > 2 else "its weight is reshaped")
+    raise Unknown("its weight is computed from other parameters")
 
 
 def linear(follower: Follower, x: Tensor, axis: int, weight: Weight) -> Tensor:
@@ -1106,6 +1206,7 @@ def linear(follower: Follower, x: Tensor, axis: int, weight: Weight) -> Tensor:
     elif labels is not None:  # a part of the weight
         labels = on_places(labels, weight.places[0], parameter.size(read))
         follower.attach(parameter, read, labels, "outgoing", 1, normed)
+        follower.note_use(follower.holders[id(parameter), read, 1], x, axis, weight.places[0])
     labels = follower.make(parameter, made)[weight.places[1]]
     return labels.view([1] * (x.ndim - 1) + [len(labels)])
 
@@ -1154,11 +1255,12 @@ def over_rows(follower: Follower, labels: Tensor, axis: int) -> Tensor:
 
 
 def pass_on(follower: Follower, state: State, weights: Tensor, axis: int, output: Tensor) -> None:
-    """Positions are mixed with weights that are data: a neuron's value goes on, within its head."""
+    """Positions are mixed with weights that are data (attention, a graph): a value goes on, within its head."""
     labels = state.labels.narrow(axis, 0, 1)
     batch = {a for a in range(labels.ndim - 2) if weights.size(a) > 1 and weights.stride(a) != 0}
     follower.distinguish(labels, batch, "each head has neurons of its own")
-    follower.mixed.append(Note(kernel(labels).flatten(), follower.now.layer, "value"))
+    if id(weights) in follower.from_softmax:
+        follower.mixed.append(Note(kernel(labels).flatten(), follower.now.layer, "value"))
     follower.put(output, labels.expand(output.shape), state.normed)
 
 
@@ -1189,16 +1291,17 @@ def attention(follower: Follower, operation: Operation) -> None:
         follower.put(output, labels.narrow(v.ndim - 2, 0, 1).expand(output.shape), states[2].normed)
 
 
-CREATORS = set(
-    "new_zeros new_ones new_empty new_full zeros_like ones_like empty_like full_like rand_like randn_like "
-    "randint_like new_empty_strided".split()
+CONSTANTS = set("new_zeros new_ones new_full zeros_like ones_like full_like".split())
+CREATORS = CONSTANTS | set(
+    "new_empty empty_like rand_like randn_like randint_like new_empty_strided".split(),
 )
 
 RULES = {
     **dict.fromkeys("view _unsafe_view reshape _reshape_alias flatten unflatten".split(), reshape),
     **dict.fromkeys(
         "permute transpose t unsqueeze squeeze select slice expand split split_with_sizes chunk unbind narrow unfold "
-        "diagonal flip roll index index_select gather stack repeat tile repeat_interleave movedim unsafe_split".split(),
+        "channel_shuffle native_channel_shuffle diagonal flip roll index index_select gather stack repeat tile "
+        "repeat_interleave movedim unsafe_split".split(),
         moved,
     ),
     **dict.fromkeys(
@@ -1221,6 +1324,10 @@ RULES = {
     **dict.fromkeys("native_layer_norm _fused_rms_norm rms_norm".split(), layer_norm),
     "native_group_norm": group_norm,
     "cat": concatenate,
+    "glu": gated_halves,
+    "mv": matrix_times_vector,
+    "pixel_shuffle": pixel_shuffle,
+    "pixel_unshuffle": pixel_unshuffle,
     "constant_pad_nd": padded,
     "convolution": convolution,
     "embedding": embedding,

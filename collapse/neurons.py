@@ -450,18 +450,25 @@ def with_unique_names(groups: list[NeuronGroup]) -> list[NeuronGroup]:
 
 
 def skipped_layers(follower: Follower, classes: Classes, holders: list[Holder], owners) -> list[Skipped]:
-    """Layers that make neurons that can't change, with the first reason, and those that weren't followed at all."""
+    """Layers that make neurons that can't change, with the first reason, and those that weren't followed at all.
+
+    Neurons that nothing reads by itself, only together with others (a maximum or a sum over them), are listed, too.
+    """
     skipped = [Skipped(note.layer, note.reason) for note in follower.unfollowed]
     for holder, roots in zip(holders, classes.of_holder, strict=True):
         if "incoming" not in holder.roles or holder.tensor.ndim == 1:
             continue
         roots = roots[roots >= FIRST].unique()
+        name = owners[id(holder.tensor)].name
+        lost = roots[(classes.coupled[roots] >= 0) & ~classes.read[roots] & (classes.frozen[roots] < 0)]
+        for number in classes.coupled[lost].unique().tolist():  # all that is read of them is one number of several
+            skipped.append(Skipped(name, placed(follower.coupled[number])))
         for number in classes.frozen[roots].unique().tolist():
             whose = roots[classes.frozen[roots] == number]
             # that the last layer makes outputs goes without saying; that its neurons are also read doesn't
             silent = number >= 0 and follower.frozen[number].reason == OUTPUT and not bool(classes.read[whose].any())
             if number >= 0 and not silent:
-                skipped.append(Skipped(owners[id(holder.tensor)].name, frozen_reason(follower.frozen[number])))
+                skipped.append(Skipped(name, frozen_reason(follower.frozen[number])))
     return skipped
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from collapse.errors import CollapseError
+from collapse.labels import Use
 from collapse.metrics import count, effective_rank, independent_neurons, normalized_distances, row_squares
 from collapse.neurons import NeuronGroup, NeuronGroups, Skipped, neuron_groups
 from collapse.trace import check_finite, check_values, record, unwrapped
@@ -185,20 +186,32 @@ def is_labelled(batch) -> bool:
 
 
 def range_of_neurons(group: NeuronGroup, operations: list) -> tuple[Tensor, Tensor]:
-    """([n, places] least, largest) values of each neuron at each place where a consumer reads it.
+    """([n, places] least, largest) values of each neuron at each place where a layer reads it.
 
-    A neuron behind a flatten has several places, and may say something else at each. Neurons that nothing reads by
-    itself (queries and keys) have no places: infinite ranges, never silent.
+    A neuron behind a flatten has several places, and may say something else at each. A layer that reads some neurons
+    alone has zero for the others. Neurons that nothing reads by itself (queries and keys) have no places: infinite
+    ranges, never silent.
     """
-    low = [torch.full((group.size, 1), -math.inf)] if not group.consumers else []
-    high = [torch.full((group.size, 1), math.inf)] if not group.consumers else []
-    for slot in group.consumers:
+    low, high = [], []
+    for slot in group.slots:  # a weight that makes and reads neurons (tied) is one, too
         for use in slot.uses:
             x = input_of(operations, use, slot).movedim(use.axis, 0)
             values = x.reshape(len(x), -1)
-            low.append(values.amin(1).cpu()[slot.index].double())
-            high.append(values.amax(1).cpu()[slot.index].double())
+            low.append(at_places(values.amin(1), use)[slot.index])
+            high.append(at_places(values.amax(1), use)[slot.index])
+    if not low:
+        return torch.full((group.size, 1), -math.inf), torch.full((group.size, 1), math.inf)
     return torch.cat(low, 1), torch.cat(high, 1)
+
+
+def at_places(values: Tensor, use: Use) -> Tensor:
+    """Numbers of what is read, at their places on the axis of the whole weight; zero where a part of it isn't used."""
+    values = values.cpu().double()
+    if use.places is None:
+        return values
+    whole = torch.zeros(use.size, dtype=torch.float64)
+    whole[use.places] = values
+    return whole
 
 
 def input_of(operations: list, use, slot) -> Tensor:

@@ -224,6 +224,103 @@ def test_values_and_gates_lie_in_the_same_order_in_every_neuron(between):
     assert collapse_report([group])[0]["redundant"] == 1
 
 
+class Recurrent(nn.Module):
+    """A cell that starts with a state of zeros, whose shape it takes from its input."""
+
+    def __init__(self, cell):
+        super().__init__()
+        self.cell, self.out = cell(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        state = x.new_zeros(len(x), 8)
+        if isinstance(self.cell, nn.LSTMCell):
+            state = state, torch.zeros_like(state)
+        for step in x.unbind(1):
+            state = self.cell(step, state)
+        return self.out(state[0] if isinstance(self.cell, nn.LSTMCell) else state)
+
+
+class Scores(nn.Module):
+    """A layer, and a vector that reads it."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.vector = nn.Linear(6, 8), nn.Parameter(torch.randn(8))
+
+    def forward(self, x):
+        return torch.tanh(self.a(x)) @ self.vector
+
+
+def added_to_zeros(h):
+    total = torch.zeros_like(h)
+    total += h
+    total += torch.tanh(h)
+    return total
+
+
+def copied_into_a_new_tensor(h):
+    return torch.empty_like(h).copy_(h)
+
+
+def convolutions(between, made):
+    """Two convolutions and something between that has 12 channels of them."""
+    return nn.Sequential(nn.Conv2d(3, made, 3, padding=1), between, nn.GELU(), nn.Conv2d(12, 3, 1))
+
+
+def vectors():
+    return torch.randn(5, 6)
+
+
+def sequences():
+    return torch.randn(5, 4, 5)
+
+
+def pixels():
+    return torch.randn(2, 3, 6, 6)
+
+
+FOLLOWED = {  # network, example, size of its only group, rows of the first layer of each of its neurons
+    "an LSTM cell": (lambda: Recurrent(nn.LSTMCell), sequences, 8, 4),
+    "a GRU cell": (lambda: Recurrent(nn.GRUCell), sequences, 8, 3),
+    "an RNN cell": (lambda: Recurrent(nn.RNNCell), sequences, 8, 1),
+    "added to zeros": (lambda: Partly(added_to_zeros), vectors, 8, 1),
+    "copied": (lambda: Partly(copied_into_a_new_tensor), vectors, 8, 1),
+    "gated linear unit": (lambda: Partly(F.glu, read=4), vectors, 4, 2),
+    "a vector": (Scores, vectors, 8, 1),
+    "pixel shuffle": (lambda: convolutions(nn.PixelShuffle(2), 48), pixels, 12, 4),
+    "pixel unshuffle": (lambda: convolutions(nn.PixelUnshuffle(2), 3), pixels, 3, 1),
+    "channel shuffle": (lambda: convolutions(nn.ChannelShuffle(3), 12), pixels, 12, 1),
+}
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_common_operations_are_followed(name):
+    """Permuting the neurons changes nothing, and two equal ones stay equal under SGD."""
+    make, example, size, rows = FOLLOWED[name]
+    model, x = make().double(), example().double()
+    groups = neuron_groups(model, x)
+    (group,) = groups
+    assert groups.whole and group.size == size and group.producers[0].block == rows
+    assert len(group.part.unique()) == 1
+    before = outputs(model, x)
+    with torch.no_grad():
+        for slot in group.slots:
+            slot.write(slot.tensor, slot.read(slot.tensor).roll(1, 0).clone())
+        assert largest_difference(before, outputs(model, x)) < 1e-12
+    put_neuron(group.slots, 1, 0)
+    training_steps(model, x, steps=3)
+    rows = group.vectors()
+    assert (rows[0] - rows[1]).abs().max() < 1e-12 and (rows[0] - rows[2]).abs().max() > 1e-3
+
+
+def test_a_graph_is_no_attention():
+    graph = torch.rand(5, 5)
+    (group,) = neuron_groups(Partly(lambda h: graph @ torch.relu(h)), torch.randn(5, 6))
+    assert group.kind == "neuron" and group.name == "a"
+    (group,) = neuron_groups(Partly(lambda h: graph.softmax(1) @ torch.relu(h)), torch.randn(5, 6))
+    assert group.kind == "value"
+
+
 def test_streams_of_a_resnet_have_all_their_producers_and_consumers():
     groups = {group.name: group for group in neuron_groups(torchvision.models.resnet18(), torch.zeros(1, 3, 32, 32))}
     assert len(groups) == 12 and sum(group.size for group in groups.values()) == 2880
@@ -281,6 +378,35 @@ def test_what_cannot_be_followed_freezes_its_channels_and_is_listed(what):
     assert groups.whole == (what == "a softmax") and groups.covered < 1
 
 
+class Maxima(nn.Module):
+    """The largest of two channels each, and in the end the sum of all."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 16), nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        largest = self.a(x).view(-1, 8, 2).amax(-1)
+        return torch.relu(self.c(torch.relu(self.b(largest)))).sum(-1)
+
+
+def test_neurons_that_are_only_read_together_are_listed():
+    groups = neuron_groups(Maxima(), torch.randn(5, 6))
+    assert [group.name for group in groups] == ["b"] and not groups.whole
+    assert dict(groups.skipped) == {"a": "amax over its neurons", "c": "sum over its neurons"}
+
+
+class Einsum(nn.Module):
+    """A weight of three axes."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.weight = nn.Linear(6, 8), nn.Parameter(torch.randn(8, 2, 3))
+
+    def forward(self, x):
+        return torch.einsum("bn,nij->bij", torch.relu(self.a(x)), self.weight)
+
+
 class FromInput(nn.Linear):
     def forward(self, x):
         return x + torch.relu(super().forward(x))
@@ -298,6 +424,7 @@ class Features(nn.Sequential):
         (nn.Sequential(FromInput(6, 6), nn.Linear(6, 3)), "0: add with something that differs"),
         (Features(nn.Linear(6, 4), nn.Linear(4, 2)), "0: it is an output"),
         (nn.Linear(6, 2), "no layer reads what another layer makes"),
+        (Einsum(), "its weight has more than two axes"),
     ],
 )
 def test_where_nothing_can_be_measured_it_says_why(model, words):

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import core
@@ -196,6 +197,49 @@ def test_silence_is_one_number_for_all_batches():
     batches = [torch.rand(5, 1) + 1, -torch.rand(5, 1) - 1]
     assert collapse_report(model, batches[0], data=batches[:1])[0]["silent"] == 2
     assert collapse_report(model, batches[0], data=batches)[0]["silent"] == 0
+
+
+class ReadInPart(nn.Module):
+    """A weight whose columns read the input and the neurons; `beside`: another layer reads them, too."""
+
+    def __init__(self, beside):
+        super().__init__()
+        self.a, self.b, self.weight = nn.Linear(5, 6), nn.Linear(6, 2), nn.Parameter(torch.randn(2, 11))
+        self.beside = beside
+
+    def forward(self, x):
+        h = self.a(x)
+        read = F.linear(x, self.weight[:, :5]) + F.linear(torch.tanh(h), self.weight[:, 5:])
+        return read + self.b(torch.relu(h)) if self.beside else read
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_neuron_that_a_part_of_a_weight_hears_move_is_not_silent(beside):
+    model, x = ReadInPart(beside).double(), torch.randn(8, 5, dtype=torch.float64)
+    with torch.no_grad():
+        model.a.bias[:2] = -9.0  # its ReLU is dead, its tanh moves a little
+        model.a.weight[:2] *= 0.1
+        model.a.weight[1] = 0  # this one never moves
+    assert collapse_report(model, x, data=[x])[0]["silent"] == 1
+
+
+class Autoencoder(nn.Module):
+    """Its decoder is the transpose of its encoder."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.offset = nn.Parameter(torch.randn(6, 5)), nn.Parameter(torch.zeros(6))
+
+    def forward(self, x):
+        return F.linear(torch.relu(F.linear(x, self.weight, self.offset)), self.weight.T)
+
+
+def test_neurons_of_a_tied_weight_can_be_silent():
+    model, x = Autoencoder(), torch.randn(9, 5)
+    with torch.no_grad():
+        model.offset[:2] = -100.0
+        model.offset[2:] = 100.0
+    assert collapse_report(model, x, data=[x])[0]["silent"] == 2
 
 
 class Masked(nn.Module):
