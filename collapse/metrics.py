@@ -110,10 +110,39 @@ def normalized_distances(vectors: Tensor) -> Tensor:
         vectors = _scaled(vectors, "vectors")
         norms = torch.linalg.vector_norm(vectors, dim=1)
     squares = norms.square()
+    if _vanish(squares, vectors):
+        return _distances_of_directions(vectors)
     scale = squares[:, None] + squares[None, :]
     products = vectors @ vectors.T
     smallest = torch.finfo(vectors.dtype).tiny  # two zero rows: 0 / tiny = 0
     distances = 2 * (scale - 2 * products) / scale.clamp_min(smallest)
+    return distances.clamp_(0, 4).fill_diagonal_(0)
+
+
+def _vanish(squares: Tensor, vectors: Tensor) -> bool:
+    """Whether some rows that aren't zero are so small that their squared norms (or parts of them) are lost."""
+    smallest = torch.finfo(vectors.dtype)
+    tiny = squares < smallest.tiny / smallest.eps
+    return bool(tiny.any()) and bool(vectors[tiny].any())
+
+
+def _distances_of_directions(vectors: Tensor) -> Tensor:
+    """`normalized_distances` where rows differ so much in size that squares of the small ones vanish.
+
+    With c the cosine between two rows and r <= 1 the ratio of their norms, 2 |a - b|^2 / (|a|^2 + |b|^2) is
+    2 - 4 c r / (1 + r^2): nothing is squared but numbers of about 1.
+    """
+    largest = vectors.abs().amax(1, keepdim=True)
+    is_zero = largest[:, 0] == 0
+    largest = largest.masked_fill(is_zero[:, None], 1)
+    rows = vectors / largest
+    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    directions = rows / lengths.masked_fill(is_zero[:, None], 1)
+    norms = (largest * lengths)[:, 0]
+    greater = torch.maximum(norms[:, None], norms[None, :])
+    ratios = torch.minimum(norms[:, None], norms[None, :]) / greater.masked_fill(greater == 0, 1)
+    distances = 2 - 4 * (directions @ directions.T) * ratios / (1 + ratios.square())
+    distances[is_zero[:, None] & is_zero[None, :]] = 0
     return distances.clamp_(0, 4).fill_diagonal_(0)
 
 

@@ -263,6 +263,17 @@ def test_faint_rows_are_compared_among_themselves():
 # ======================================================================================
 
 
+@pytest.mark.parametrize("dtype, small", [(torch.float32, 1e-20), (torch.float32, 1e-30), (torch.float64, 1e-200)])
+def test_distances_of_rows_that_are_tiny_beside_others(dtype, small):
+    """Their squares vanish in this precision; so do sums of them."""
+    rows = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [0, 2, 0], [0, -1, 0], [0, 0, 0]], dtype=dtype)
+    expected = normalized_distances(rows)
+    rows[1:5] *= small
+    found = normalized_distances(rows)
+    assert (found[1:, 1:] - expected[1:, 1:]).abs().max() < 1e-6
+    assert torch.allclose(found[0, 1:], torch.full((5,), 2.0, dtype=dtype)) and torch.equal(found, found.T)
+
+
 def test_distances_of_known_pairs():
     a = torch.tensor([[3.0, 4.0], [3.0, 4.0], [4.0, -3.0], [-3.0, -4.0], [0.0, 0.0], [0.0, 0.0]])
     expected = torch.full((6, 6), 2.0)
