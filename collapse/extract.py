@@ -1,5 +1,6 @@
 """Extract: the smaller network that a collapsed one is."""
 
+import contextlib
 import copy
 import dataclasses
 import warnings
@@ -108,10 +109,29 @@ def plan_of(group: NeuronGroup, vanishing: float, redundant: float) -> Plan:
 
 
 def with_merged(group: NeuronGroup, gone: Tensor, constant: Tensor, redundant: float) -> Plan:
-    """The plan in which, of the neurons that stay, those that are near each other merge."""
+    """The plan in which, of the neurons that stay, those that are near each other merge, unless a weight is tied."""
     home = torch.arange(group.size)
-    merge_near(group, ~gone & ~constant, redundant, home)
+    if not tied_slots(group):
+        merge_near(group, ~gone & ~constant, redundant, home)
     return Plan(group, gone, constant, home)
+
+
+def tied_slots(group: NeuronGroup) -> list[Slot]:
+    """Weights that make the neurons and read them: merging would have to average their rows and to add them up."""
+    return [slot for slot in group.slots if slot.tied]
+
+
+def why_not_merged(plan: Plan, redundant: float) -> str | None:
+    """Why neurons that are near each other stay apart; None where there are none, or they don't."""
+    tied = tied_slots(plan.group)
+    if not tied:
+        return None
+    would_merge = torch.arange(plan.group.size)
+    merge_near(plan.group, ~plan.gone & ~plan.constant, redundant, would_merge)
+    if torch.equal(would_merge, plan.home):
+        return None
+    name = f"{tied[0].name}.{tied[0].parameter}".lstrip(".")
+    return f"{name} both makes and reads them (a tied weight): equal neurons can't be merged"
 
 
 def why_left_whole(group: NeuronGroup) -> str | None:
@@ -259,9 +279,10 @@ def extract_subnetwork(model: nn.Module, example, vanishing: float = 0.1, redund
     same where neurons have vanished or are equal exactly, and nearly so where nearly. `model` isn't changed. The
     attribute `extraction` of the new network counts what was done, {"name", "width", "vanished", "constant",
     "merged", "kept", "left"} by group; "left" says why a group that could lose (more) neurons was left whole (in part):
-    norms that couple neurons, weights computed from other parameters, code that uses the sizes of layers, heads and
-    groups of a convolution that would keep different numbers of neurons. A group of a convolution goes whole where all
-    that it reads and makes goes. With nothing to extract the network comes back as it was, with a warning that says so.
+    norms that couple neurons, weights computed from other parameters, tied weights, whose equal neurons can't merge,
+    code that uses the sizes of layers, heads and groups of a convolution that would keep different numbers of neurons.
+    A group of a convolution goes whole where all that it reads and makes goes. With nothing to extract the network
+    comes back as it was, with a warning that says so.
 
     Raises CollapseError for what `neuron_groups` refuses, NaN or infinite values anywhere in the network, and where
     something could be extracted and nothing can, naming the layer.
@@ -274,6 +295,9 @@ def extract_subnetwork(model: nn.Module, example, vanishing: float = 0.1, redund
     plans, left = [], {}
     for group in groups:
         plan = plan_of(group, vanishing, redundant)
+        not_merged = why_not_merged(plan, redundant)
+        if not_merged:
+            left[group.name] = not_merged
         if len(plan.kept) == group.size:
             continue
         reason = why_left_whole(group)
@@ -377,6 +401,7 @@ def made_smaller(whole: nn.Module, example, model: nn.Module, plans: list[Plan])
     smaller = copied(whole)
     fold_constants(smaller, whole, example, plans)
     remove(smaller, model, plans)
+    fit_bare_norms(smaller, example)
     return smaller
 
 
@@ -441,7 +466,7 @@ def on_invariant_sets(model: nn.Module, plans: list[Plan]) -> nn.Module:
         for slot in plan.group.slots:
             tensor = tensor_in(whole, slot)
             rows = slot.read(tensor)
-            if slot.role == "outgoing":
+            if slot.role == "outgoing" or slot.tied:
                 rows = rows.clone()
                 rows[plan.gone.to(rows.device)] = 0
             else:
@@ -586,9 +611,8 @@ def sizes_of(module: nn.Module) -> dict[str, int]:
 def fit_attributes(module: nn.Module, before: dict[str, int]) -> None:
     """Bring the sizes that a module holds in line with its parameters."""
     sizes = {}
-    weight = module._parameters.get("weight")
-    if weight is None:
-        weight = module._buffers.get("weight")
+    places = (module._parameters.get("weight"), module._buffers.get("weight"), module._buffers.get("running_mean"))
+    weight = next((tensor for tensor in places if tensor is not None), None)
     if weight is None:
         return
     if isinstance(module, _ConvNd):
@@ -603,6 +627,26 @@ def fit_attributes(module: nn.Module, before: dict[str, int]) -> None:
     for name, value in sizes.items():
         if name in before:
             setattr(module, name, value)
+
+
+UNBATCHED = {nn.InstanceNorm1d: 2, nn.InstanceNorm2d: 3, nn.InstanceNorm3d: 4}  # axes of an input without a batch
+
+
+def fit_bare_norms(smaller: nn.Module, example) -> None:
+    """Norms that hold nothing but a number of channels get the one that they find: PyTorch warns where it differs."""
+    with contextlib.ExitStack() as hooks:
+        bare = [module for module in smaller.modules() if type(module) in UNBATCHED and not module.state_dict()]
+        for module in bare:
+            hooks.callback(module.register_forward_pre_hook(take_channels).remove)
+        if not bare:
+            return
+        with contextlib.suppress(RunError):  # `check_same` says why
+            record(smaller, example)
+
+
+def take_channels(module: nn.Module, inputs: tuple) -> None:
+    x = inputs[0]
+    module.num_features = x.shape[0 if x.ndim == UNBATCHED[type(module)] else 1]
 
 
 def sizes_of_convolution(module: _ConvNd, before: dict[str, int]) -> dict[str, int]:
@@ -889,6 +933,8 @@ def save_network(smaller: nn.Module, path: str | Path) -> None:
 def load_network(path: str | Path, model: nn.Module) -> nn.Module:
     """The network that `save_network` wrote, in eval mode; `model`: the original architecture, which isn't changed.
 
+    Its numbers are of the types that the architecture has, whatever those in the file are.
+
     Raises CollapseError for a file that isn't one, and for another architecture, naming what doesn't fit.
     """
     try:
@@ -926,7 +972,13 @@ def fit_shapes(model: nn.Module, state: dict[str, Tensor]) -> None:
                 if value is None or (old is not None and old.shape == value.shape):
                     continue
                 if id(old) not in renewed or old is None:
-                    new = torch.empty_like(value, device=None if old is None else old.device)
+                    kind = old if old is not None else like_others(module, value)
+                    new = torch.empty(value.shape, dtype=kind.dtype, device=kind.device)
                     trained = old is None or old.requires_grad
                     renewed[id(old)] = nn.Parameter(new, trained) if where is module._parameters else new
                 where[name] = renewed[id(old)]
+
+
+def like_others(module: nn.Module, value: Tensor) -> Tensor:
+    """A parameter of the module, for the type and device of one that it gets; the value itself where it has none."""
+    return next(module.parameters(recurse=False), value)

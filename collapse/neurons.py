@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.utils import parametrize
 
 from collapse.errors import CollapseError
 from collapse.labels import FIRST, OUTPUT, SOFTMAX, Follower, Holder
@@ -37,6 +39,7 @@ class Slot:
     groups: int = 1  # of a grouped convolution: the axis is then all of its input channels
     computed: bool = False  # from other parameters (weight norm): can be read, not written
     is_norm: bool = False  # the gain or the offset of a norm
+    tied: bool = False  # it makes the neurons and reads them: both in one, with the role "incoming"
     uses: tuple = field(default=(), repr=False)  # where the recorded run reads it (labels.Use)
 
     @property
@@ -52,9 +55,12 @@ class Slot:
         return self.name, self.parameter, self.role
 
     def axis_first(self, tensor: Tensor) -> Tensor:
-        """A view with the axis that neurons lie on first; of a grouped convolution [groups, its channels, ...]."""
+        """A view with the axis that neurons lie on first; of a grouped convolution [groups, its channels, ...].
+
+        Of flat entries the whole tensor as it is: in memory they may lie in any order.
+        """
         if self.dim is None:
-            return tensor.view(-1)
+            return tensor
         if self.groups == 1:
             return tensor.movedim(self.dim, 0)
         outputs = len(tensor) // self.groups
@@ -63,6 +69,8 @@ class Slot:
     def places(self, view: Tensor) -> tuple[Tensor, ...]:
         """The index into `axis_first`."""
         index = self.index.to(view.device)
+        if self.dim is None:
+            return torch.unravel_index(index, view.shape)
         if self.groups == 1:
             return (index,)
         return index // view.size(1), index % view.size(1)
@@ -70,7 +78,8 @@ class Slot:
     def read(self, tensor: Tensor) -> Tensor:
         """[n, block, *other axes] of a tensor that has the parameter's shape."""
         view = self.axis_first(tensor)
-        if self.groups == 1 and self.index.numel() == len(view) and self.in_order:
+        whole_axis = self.dim is not None and self.groups == 1 and self.index.numel() == len(view)
+        if whole_axis and self.in_order:
             return view.reshape(*self.index.shape, *view.shape[1:])
         return view[self.places(view)]
 
@@ -427,6 +436,7 @@ def make_slot(holder: Holder, index: Tensor, owner: Owner) -> Slot:
         holder.groups,
         owner.computed,
         holder.is_norm,
+        {"incoming", "outgoing"} <= holder.roles,
         tuple(holder.uses),
     )
 
@@ -512,9 +522,24 @@ def covered_share(model: nn.Module, groups: list[NeuronGroup]) -> float:
     for (name, parameter, _), share in free.items():
         uncovered[name, parameter] = uncovered.get((name, parameter), 1.0) * max(share, 0.0)
     trained = {id(parameter) for parameter in model.parameters()}
-    covered = sum(tensors[key].numel() * (1 - share) for key, share in uncovered.items() if id(tensors[key]) in trained)
+    covered = 0.0
+    for (name, parameter), share in uncovered.items():
+        if id(tensors[name, parameter]) in trained:
+            count = tensors[name, parameter].numel()
+        else:
+            count = sum(behind.numel() for behind in parameters_behind(model.get_submodule(name), parameter))
+        covered += count * (1 - share)
     total = sum(parameter.numel() for parameter in model.parameters())
     return covered / max(total, 1)
+
+
+def parameters_behind(module: nn.Module, name: str) -> list[nn.Parameter]:
+    """The parameters that a module computes a weight from; none for one that it doesn't compute (a buffer)."""
+    if parametrize.is_parametrized(module, name):
+        return list(module.parametrizations[name].parameters())
+    ends = ("_g", "_v", "_orig")  # of weight norm and spectral norm as they were written before parametrizations
+    own = [module._parameters.get(name + end) for end in ends]
+    return [parameter for parameter in own if parameter is not None]
 
 
 # ======================================================================================
@@ -523,11 +548,19 @@ def covered_share(model: nn.Module, groups: list[NeuronGroup]) -> float:
 
 
 def layer_pairs(model: nn.Module, recording: Recording) -> NeuronGroups:
-    """Each convolution or linear layer with the next one that runs; down-sampling of skip connections left out."""
+    """Each convolution or linear layer with the next one that runs; down-sampling of skip connections left out.
+
+    Raises CollapseError for fewer than two layers, for layers whose sizes don't fit, and for transposed convolutions.
+    """
     products = ("convolution", "mm", "addmm")
     calls = [operation.layer for operation in recording.operations if operation.name in products]
     layers = [(name, model.get_submodule(name)) for name in calls if "downsample" not in name]
     layers = [(name, module) for name, module in layers if isinstance(module, LAYERS)]
+    if len(layers) < 2:
+        raise CollapseError(f"the paper's pairing needs two layers in a row; {type(model).__name__} runs {len(layers)}")
+    for name, module in layers:
+        if isinstance(module, _ConvTransposeNd):
+            raise CollapseError(f"the paper's pairing doesn't know transposed convolutions ({name}): use 'graph'")
     groups = []
     for (name, module), (next_name, following) in itertools.pairwise(layers):
         size = len(module.weight)

@@ -311,7 +311,8 @@ def distance_maps(model: nn.Module, example, names: tuple[str, ...], side: int =
     A dict per name: `width`, `clusters`, and `incoming` and `outgoing`, each [m, m] to two decimals, with
     m = min(width, side) by averaging. Neurons are ordered by `cluster_order` into as many clusters as
     are independent, vanished ones not set aside: they lie at distance 2 from all others.
-    Raises CollapseError for a name that no group has, and NaN or infinite values in the network.
+    Raises CollapseError for a name that no group has, for neurons without outgoing weights of their own (queries and
+    keys, those of a tied weight), and NaN or infinite values in the network.
     """
     check_finite(unwrapped(model))
     groups = {group.name: group for group in neuron_groups(model, example)}
@@ -319,6 +320,9 @@ def distance_maps(model: nn.Module, example, names: tuple[str, ...], side: int =
     for name in names:
         if name not in groups:
             raise CollapseError(f"no group of neurons {name}; there are {', '.join(groups)}")
+        if not groups[name].consumers:
+            reader = "no layer" if groups[name].kind == "query-key" else "no layer but a tied weight"
+            raise CollapseError(f"{name}: {reader} reads its neurons, so that there is no map of outgoing weights")
         vectors = groups[name].vectors()
         clusters = max(1, independent_neurons(vectors, vanishing=0))
         order = cluster_order(normalized_distances(vectors), clusters)

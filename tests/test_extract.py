@@ -13,7 +13,15 @@ from torch.nn import functional as F
 from torchvision.models import vgg
 
 import core
-from collapse import CollapseError, collapse_report, extract_subnetwork, load_network, neuron_groups, save_network
+from collapse import (
+    CollapseError,
+    collapse_report,
+    distance_maps,
+    extract_subnetwork,
+    load_network,
+    neuron_groups,
+    save_network,
+)
 from collapse.extract import like, plan_of, why_left_whole
 from collapse.trace import call, record, tensors_in
 from tests.processes import run_script
@@ -588,6 +596,45 @@ def test_both_sides_of_a_branch_go_together_where_another_layer_refuses():
     assert set(left.values()) == {None}
 
 
+class Autoencoder(nn.Module):
+    """Its decoder is the transpose of its encoder."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.offset = nn.Parameter(torch.randn(8, 5)), nn.Parameter(torch.zeros(8))
+
+    def forward(self, x):
+        return F.linear(torch.relu(F.linear(x, self.weight, self.offset)), self.weight.T)
+
+
+def test_neurons_of_a_tied_weight_vanish_but_do_not_merge():
+    model, x = Autoencoder().double(), torch.randn(4, 5, dtype=torch.float64)
+    model.weight.data[1] = model.weight.data[0]
+    words = r"weight: weight both makes and reads them \(a tied weight\): equal neurons can't be merged"
+    with pytest.raises(CollapseError, match=words):
+        extract_subnetwork(model, x, 1e-6, 1e-6)
+    model.weight.data[2:4] = 1e-9 * torch.randn(2, 5)
+    smaller = extract_subnetwork(model, x, 1e-6, 1e-6)
+    (row,) = smaller.extraction
+    assert (row["vanished"], row["merged"], row["kept"]) == (2, 0, 6) and "tied" in row["left"]
+    assert_same_function(model, smaller, x, 1e-8)
+    with pytest.raises(CollapseError, match=r"^weight: no layer but a tied weight reads its neurons"):
+        distance_maps(model, x, ("weight",))
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.BatchNorm2d(8, affine=False), nn.InstanceNorm2d(8)], ids=["statistics alone", "nothing of its own"]
+)
+def test_a_norm_without_parameters_knows_its_new_width(norm):
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU(), nn.Conv2d(8, 2, 3)).eval(), torch.randn(2, 3, 8, 8)
+    put_neuron(neuron_groups(model, x)[0].slots, 1, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        smaller = extract_subnetwork(model, x, 1e-6, 1e-6)
+        assert_same_function(model, smaller, x)
+    assert smaller[1].num_features == 7 and norm.num_features == 8
+
+
 def test_nothing_to_extract_is_said():
     model, x = whole_network("vgg16")
     with pytest.warns(UserWarning, match="nothing to extract"):
@@ -666,6 +713,22 @@ def test_saved_networks_come_back_as_they_were(name, tmp_path):
     for one, other in zip(outputs(smaller, example), outputs(loaded, example), strict=True):
         assert torch.equal(one, other)
     assert str(loaded) == str(smaller) and loaded.extraction == smaller.extraction
+
+
+@pytest.mark.parametrize("saved, loaded", [(torch.float64, torch.float32), (torch.bfloat16, torch.float32)])
+def test_a_loaded_network_has_the_types_of_its_architecture(saved, loaded, tmp_path):
+    layers = [nn.Linear(10, 6, bias=False), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2, bias=False)]
+    model, x = nn.Sequential(*layers).eval(), torch.randn(4, 10)
+    model[1].bias.data.normal_()
+    group = neuron_groups(model, x)[0]
+    put_neuron(group.slots, 1, 0)
+    model[0].weight.data[3] = 0  # what it says makes a bias
+    smaller = extract_subnetwork(model.to(saved), x.to(saved), 1e-6, 1e-6)
+    assert smaller[3].bias is not None
+    save_network(smaller, tmp_path / "small.pt")
+    again = load_network(tmp_path / "small.pt", copy.deepcopy(model).to(loaded))
+    assert {tensor.dtype for tensor in again.state_dict().values()} == {loaded, torch.int64}
+    assert torch.allclose(again(x), smaller(x.to(saved)).to(loaded), atol=0.05 if saved == torch.bfloat16 else 1e-6)
 
 
 def test_a_file_that_does_not_fit_is_refused(tmp_path):

@@ -302,8 +302,8 @@ def test_common_operations_are_followed(name):
     (group,) = groups
     assert groups.whole and group.size == size and group.producers[0].block == rows
     assert len(group.part.unique()) == 1
-    before = outputs(model, x)
     with torch.no_grad():
+        before = outputs(model, x)
         for slot in group.slots:
             slot.write(slot.tensor, slot.read(slot.tensor).roll(1, 0).clone())
         assert largest_difference(before, outputs(model, x)) < 1e-12
@@ -675,6 +675,38 @@ def test_a_weight_that_is_computed_is_read_as_it_is():
     assert group.slots[0].computed and torch.equal(group.incoming()[:, :6], model[0].weight.detach())
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_parameters_behind_computed_weights_are_covered(norm):
+    model = nn.Sequential(norm(nn.Linear(6, 8)), nn.Tanh(), norm(nn.Linear(8, 8)), nn.Tanh(), nn.Linear(8, 3))
+    outside = model[4].bias.numel()  # the outputs' alone
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert neuron_groups(model, torch.randn(2, 6)).covered == pytest.approx(1 - outside / total)
+
+
+class Reversed(nn.Module):
+    """A gain of each neuron whose entries lie in memory in another order than its axes."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.gain, self.b = nn.Linear(5, 24), nn.Parameter(torch.randn(6, 4).T), nn.Linear(24, 2)
+
+    def forward(self, x):
+        return self.b((torch.relu(self.a(x)).view(-1, 4, 6) * self.gain).flatten(1))
+
+
+def test_entries_of_a_parameter_are_found_however_it_lies_in_memory():
+    model, x = Reversed().double(), torch.randn(3, 5, dtype=torch.float64)
+    (group,) = neuron_groups(model, x)
+    gain = next(slot for slot in group.slots if slot.parameter == "gain")
+    assert gain.dim is None and torch.equal(gain.read(model.gain.detach())[:, 0], model.gain.detach().flatten())
+    with torch.no_grad():
+        before = outputs(model, x)
+        for slot in group.slots:
+            slot.write(slot.tensor, slot.read(slot.tensor).roll(1, 0).clone())
+        assert largest_difference(before, outputs(model, x)) < 1e-12
+
+
 def test_inputs_are_tensors_tuples_and_dicts():
     model, example = network("written")
     both = neuron_groups(model, example)
@@ -699,6 +731,14 @@ def test_the_papers_pairing():
     plain, example = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2)), torch.zeros(1, 3, 4, 4)
     for ours, paper in zip(neuron_groups(plain, example), neuron_groups(plain, example, "paper"), strict=True):
         assert torch.equal(ours.vectors(), paper.vectors())
+
+
+def test_the_papers_pairing_refuses_what_it_cannot_pair():
+    upwards = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 4, 3), nn.Conv2d(4, 2, 1))
+    with pytest.raises(CollapseError, match=r"doesn't know transposed convolutions \(1\)"):
+        neuron_groups(upwards, torch.zeros(1, 3, 6, 6), pairing="paper")
+    with pytest.raises(CollapseError, match="needs two layers in a row; Linear runs 1"):
+        neuron_groups(nn.Linear(4, 3), torch.zeros(1, 4), pairing="paper")
 
 
 def test_groups_of_a_resnet50_cost_less_than_six_forward_passes():
