@@ -292,12 +292,18 @@ def cluster_order(distances: Tensor, clusters: int) -> Tensor:
     d = distances.double().clone().fill_diagonal_(math.inf)
     members = {k: [k] for k in range(len(d))}
     cut = list(members.values())
+    least, nearest = d.min(1)  # of each cluster: how far its nearest one is, and which
     while len(members) > 1:
-        i, j = sorted(divmod(int(d.argmin()), len(d)))
+        one = int(least.argmin())
+        i, j = sorted((one, int(nearest[one])))
         a, b = len(members[i]), len(members[j])
         d[i] = (a * d[i] + b * d[j]) / (a + b)  # the mean over all pairs of members
         d[:, i] = d[i]
         d[i, i] = d[j] = d[:, j] = math.inf
+        # A mean is no nearer than what it is of: only those change whose nearest was one of the two
+        changed = (nearest == i) | (nearest == j)
+        changed[[i, j]] = True
+        least[changed], nearest[changed] = d[changed].min(1)
         members[i] = members[i] + members.pop(j)
         cut = list(members.values()) if len(members) >= clusters else cut
     tree = members[0]
