@@ -16,7 +16,7 @@ from collapse.errors import CollapseError, RunError
 from collapse.metrics import check_thresholds, leaders
 from collapse.neurons import ROLES, NeuronGroup, Slot, neuron_groups
 from collapse.report import check_slots, constant_neurons, input_of, square_sizes
-from collapse.trace import Operation, Recording, check_finite, record, tensors_in, unwrapped
+from collapse.trace import Operation, Recording, check_finite, on_the_cpu, record, tensors_in, unwrapped
 
 # ======================================================================================
 # Which neurons go, and where to
@@ -271,6 +271,8 @@ def bundles_of(plans: list[Plan]) -> list[list[Plan]]:
 # ======================================================================================
 
 
+@torch.inference_mode(False)  # the smaller network can be trained, wherever it was extracted
+@on_the_cpu()
 def extract_subnetwork(model: nn.Module, example, vanishing: float = 0.1, redundant: float = 0.1) -> nn.Module:
     """A smaller network of the same layers: vanished neurons removed, redundant ones merged.
 
@@ -317,7 +319,7 @@ def extract_subnetwork(model: nn.Module, example, vanishing: float = 0.1, redund
         name, reason = next(iter(left.items()))
         raise CollapseError(f"can't extract from {name}: {reason}")
     if not done:
-        warnings.warn(f"nothing to extract at vanishing={vanishing}, redundant={redundant}: unchanged", stacklevel=2)
+        warnings.warn(f"nothing to extract at vanishing={vanishing}, redundant={redundant}: unchanged", stacklevel=4)
     done = {plan.group.name: plan for plan in done}
     smaller.extraction = [counts(done.get(group.name), group, left) for group in groups]
     return smaller

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from collapse.errors import CollapseError
 from collapse.labels import FIRST, OUTPUT, SOFTMAX, Follower, Holder
-from collapse.trace import Recording, record, unwrapped
+from collapse.trace import Recording, on_the_cpu, record, unwrapped
 
 ROLES = ("incoming", "through", "outgoing")
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
@@ -216,7 +216,7 @@ def neuron_groups(model: nn.Module, example, pairing: str = "graph") -> NeuronGr
     recording = record(model, example)
     if pairing == "paper":
         return layer_pairs(model, recording)
-    with torch.device("cpu"):  # labels lie there, whatever the default device is
+    with on_the_cpu():
         groups = groups_of(model, Follower(model, recording))
     if not groups:
         reasons = [f"{entry.name}: {entry.reason}" for entry in groups.skipped[:3]]

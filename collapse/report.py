@@ -10,7 +10,7 @@ from collapse.errors import CollapseError
 from collapse.labels import Use
 from collapse.metrics import count, effective_rank, independent_neurons, normalized_distances, row_squares
 from collapse.neurons import NeuronGroup, NeuronGroups, Skipped, neuron_groups
-from collapse.trace import check_finite, check_values, record, unwrapped
+from collapse.trace import check_finite, check_values, on_the_cpu, record, unwrapped
 
 # ======================================================================================
 # The report
@@ -33,6 +33,7 @@ class CollapseReport(list):
         return "\n".join([*table_lines(self), *summary_lines(self)])
 
 
+@on_the_cpu()
 def collapse_report(
     model: nn.Module | list[NeuronGroup],
     example=None,
@@ -68,15 +69,14 @@ def collapse_report(
             raise CollapseError("silent neurons are found by running the network: give the model, not its groups")
         still = silent_neurons(unwrapped(model), groups, data)
     rows = []
-    with torch.device("cpu"):  # where what is counted lies, whatever the default device is
-        for number, group in enumerate(groups):
-            vectors = group.vectors()
-            row = measure(group, vectors, vanishing, redundant, incoming_mask)
-            if rank:
-                row["effective_rank"] = effective_rank(vectors)
-            if still is not None:
-                row["silent"] = int(still[number].sum())
-            rows.append(row)
+    for number, group in enumerate(groups):
+        vectors = group.vectors()
+        row = measure(group, vectors, vanishing, redundant, incoming_mask)
+        if rank:
+            row["effective_rank"] = effective_rank(vectors)
+        if still is not None:
+            row["silent"] = int(still[number].sum())
+        rows.append(row)
     return CollapseReport(rows, getattr(groups, "covered", None), getattr(groups, "skipped", []))
 
 
@@ -311,6 +311,7 @@ def cluster_order(distances: Tensor, clusters: int) -> Tensor:
     return torch.tensor([neuron for cluster in cut for neuron in cluster])
 
 
+@on_the_cpu()
 def distance_maps(model: nn.Module, example, names: tuple[str, ...], side: int = 64) -> list[dict]:
     """Normalised distances between the neurons of the named groups, as the heat maps of figure 3 show them.
 

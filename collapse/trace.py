@@ -22,6 +22,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from collapse.errors import CollapseError, RunError
 
 
+@contextlib.contextmanager
+def on_the_cpu():
+    """A block in which new tensors lie on the CPU: labels and counts do, whatever the default device is.
+
+    Where that is the CPU already nothing is done: within `torch.device` every call of torch goes through Python.
+    """
+    if torch.empty(0).device.type == "cpu":
+        yield
+    else:
+        with torch.device("cpu"):
+            yield
+
+
 class Operation(NamedTuple):
     """One call of a basic operation."""
 

@@ -745,3 +745,32 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path):
         load_network(tmp_path / "pickle.pt", model)
     with pytest.raises(CollapseError, match=r"absent\.pt can't be read"):
         load_network(tmp_path / "absent.pt", model)
+
+
+def test_extraction_works_on_any_default_device_and_in_inference_mode():
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    with torch.no_grad():
+        model[0].weight[2], model[0].bias[2], model[2].weight[:, 2] = 0, 0, 0
+    example = torch.randn(5, 4, dtype=torch.float64)
+    expected = model(example)
+    torch.set_default_device("meta")
+    try:
+        elsewhere = extract_subnetwork(model, example)
+        maps = distance_maps(model, example, ("0",))
+    finally:
+        torch.set_default_device(None)
+    with torch.inference_mode():
+        inferring = extract_subnetwork(model, example)
+    assert maps[0]["width"] == 6
+    for smaller in (elsewhere, inferring):
+        assert smaller[0].out_features == 5
+        assert torch.allclose(smaller(example), expected, rtol=1e-12)
+        smaller(example).sum().backward()  # it can be trained
+        assert smaller[0].weight.grad is not None
+
+
+def test_the_warning_that_there_is_nothing_to_extract_points_to_the_caller():
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    with pytest.warns(UserWarning, match="nothing to extract") as caught:
+        extract_subnetwork(model, torch.randn(5, 4), vanishing=1e-9, redundant=1e-9)
+    assert caught[0].filename == __file__
