@@ -11,8 +11,9 @@ Collapse*, NeurIPS 2023): parameters where a neuron has vanished, or where two n
     data              load_dataset
 
 Everything random in a training is a pure function of (settings, seed, step): the learning rate, the order of the
-examples, the augmentation, the label noise. So a run that is killed goes on to the same bits, and its result does not
-depend on how many processes shared it.
+examples, the augmentation, the label noise. So a run that is killed goes on where it was, on a CPU to the same bits
+(a GPU's own sums come in any order), and how many processes share a run changes nothing but rounding (batch norm
+apart: it takes the statistics of each process's share of a batch).
 """
 
 import dataclasses
@@ -43,7 +44,15 @@ from lib.batches import Epoch, Images
 from lib.data import Dataset, load_dataset  # noqa: F401  (and the data)
 from lib.errors import InputError, memory_errors
 from lib.interrupts import StopSignals
-from lib.precision import autocast, fast_bfloat16, for_the_loss, memory_format, resolve_precision
+from lib.precision import (
+    PRECISIONS,
+    autocast,
+    fast_bfloat16,
+    float32_products,
+    for_the_loss,
+    memory_format,
+    resolve_precision,
+)
 from lib.progress import TrainingProgress, duration
 from lib.run_folder import RunFolder, load_state
 from lib.settings import Count, CountOrZero, Momentum, NotNegative, Positive, Range, Seed, Share, check_settings
@@ -141,6 +150,8 @@ OPTIMIZERS = {
         parameters, lr=run.learning_rate, weight_decay=run.weight_decay, fused=fused
     ),
 }
+
+WITHOUT_MOMENTUM = ("adamw",)  # its averages have rates of their own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,7 +269,8 @@ def evaluate(model: nn.Module, data: Images, team: Team, precision: str, batch: 
     """Mean cross-entropy and accuracy on the test images, shared among the team."""
     model.eval()
     loss_and_right = torch.zeros(2, dtype=torch.float64, device=data.test.device)
-    with torch.no_grad(), autocast(data.test.device, precision):
+    device = data.test.device
+    with torch.no_grad(), float32_products(device, precision), autocast(device, precision):
         for start in range(team.rank * batch, len(data.test), team.size * batch):
             output = for_the_loss(model(data.normalized(data.test[start : start + batch])))
             labels = data.test_labels[start : start + batch]
@@ -273,6 +285,9 @@ def evaluate(model: nn.Module, data: Images, team: Team, precision: str, batch: 
 # ======================================================================================
 # one training
 # ======================================================================================
+
+
+STEPS_BETWEEN_QUESTIONS = 20  # whether a signal has come to any process of a team
 
 
 class Training:
@@ -390,11 +405,12 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(self.run, self.step)
         images, labels = self.next_batch()
-        with autocast(self.device, self.precision):
-            output = self.stepping(images)
-        loss = F.cross_entropy(for_the_loss(output), labels)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        with float32_products(self.device, self.precision):
+            with autocast(self.device, self.precision):
+                output = self.stepping(images)
+            loss = F.cross_entropy(for_the_loss(output), labels)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
         self.optimizer.step()
 
         loss = loss.detach()
@@ -403,16 +419,31 @@ class Training:
         self.bad_step = torch.where(loss.isfinite(), self.bad_step, first_bad)
         self.step += 1
 
-    def evaluate(self, measure: Callable[[], dict]) -> dict:
-        """A line for the log; if a loss was not finite, `diverged_at` is set and no line is written."""
+    # --------------------------------------------------------------- between the steps
+
+    def is_over(self, until: int) -> bool:
+        """Whether there is nothing to do up to step `until`."""
+        return self.step >= until or self.diverged_at is not None
+
+    def keeps_weights(self) -> bool:
+        """Whether the weights of this step are kept: of the milestones, and of the end."""
+        return self.step == self.run.steps or self.step in self.run.milestones
+
+    def is_evaluation_due(self) -> bool:
+        return self.step % self.run.eval_every == 0 or self.keeps_weights()
+
+    def evaluate(self, measure: Callable[[], dict]) -> dict | None:
+        """A line for the log; None, with `diverged_at` set and no line written, if a loss was not finite."""
         self.team.sum(self.loss_sum)
         self.team.minimum(self.bad_step)
+        for buffer in self.model.buffers():  # batch norms have statistics of their own in each process
+            self.team.take_the_leaders(buffer)
         test_loss, accuracy = evaluate(self.model, self.data, self.team, self.precision)
         if self.bad_step < self.run.steps or not math.isfinite(test_loss):
             self.diverged_at = min(int(self.bad_step), self.step)
-            return {}
-        steps_since = self.step - (self.log[-1]["step"] if self.log else 0)
-        train_loss = self.loss_sum.item() / self.team.size / steps_since
+            return None
+        last_evaluation = self.log[-1]["step"] if self.log else 0
+        train_loss = self.loss_sum.item() / self.team.size / (self.step - last_evaluation)
         self.loss_sum = torch.zeros_like(self.loss_sum)
         line = {"step": self.step, "train_loss": train_loss, "test_loss": test_loss, "test_accuracy": accuracy}
         if self.team.leads:
@@ -421,18 +452,42 @@ class Training:
         self.log.append(line)
         return line
 
+    def save_milestone(self) -> None:
+        """The weights, where they are kept; a diverged run has none."""
+        if self.team.leads and self.keeps_weights() and self.diverged_at is None:
+            self.folder.save_weights(self.step, self.model.state_dict())
+
     def told_to_stop(self, signals: StopSignals, until: int) -> int | None:
         """The number of the signal that has come; a team asks now and then whether one has come to any of its ranks."""
         if self.team.size == 1:
             return signals.received
-        if self.step % 20 and self.step < until:
+        if self.step % STEPS_BETWEEN_QUESTIONS and not self.is_over(until):
             return None
         received = torch.tensor(signals.received or 0, device=self.device)
         self.team.maximum(received)
         return int(received) or None
 
+    def leave_if_told(self, signals: StopSignals, until: int) -> None:
+        """After a signal save, say how to go on, and exit: 143 after SIGTERM, 130 after Ctrl-C."""
+        signal = self.told_to_stop(signals, until)
+        if signal is None:
+            return
+        self.save()
+        if self.team.leads:
+            reached = f"step {self.step} of {self.run.steps}"
+            line = f"{self.run.name} stopped at {reached} and saved; the same command goes on from there"
+            print(f"\n{line}", file=sys.stderr, flush=True)
+        raise SystemExit(128 + signal)
+
     def outcome(self) -> dict:
         return {"log": self.log, "diverged_at": self.diverged_at, "seconds": round(self.seconds, 1)}
+
+
+def the_leaders_precision(resolved: str, device: torch.device, team: Team) -> str:
+    """The precision of a whole team: processors of different kinds may each have resolved "auto" in their own way."""
+    number = torch.tensor(PRECISIONS.index(resolved), device=device)
+    team.take_the_leaders(number)
+    return PRECISIONS[int(number)]
 
 
 def check_batch_size(run: Run, images: int) -> None:
@@ -474,57 +529,44 @@ def train(
     Writes settings.json, log.jsonl (a line per evaluation: step, losses, accuracy, collapse of every
     group), checkpoint.pt, and weights_<step>.pt at each milestone and at the end. A finished run is
     read, not run. Loss NaN or infinite ends the run as diverged at that step. SIGTERM and Ctrl-C
-    save and exit (143, 130). `until`: go no further than this step, one of the run's milestones or evaluations.
+    save and exit (143, 130). `until`: go no further than this step.
     `title` is shown with the progress; None: nothing is shown.
     `measure(run, model, data)` is called once and returns a function that is called at each
     evaluation for more columns of the log; it must leave the model and global random numbers alone.
 
     Raises InputError for settings that differ or impossible ones, or if it can't write.
     """
-    until = run.steps if until is None else until
+    until = run.steps if until is None else min(until, run.steps)
     check_batch_size(run, len(data.train))
     advice = f"{run.name} needs a lower --batch-size or --width, or more GPUs"
     run_folder = RunFolder(folder)
     with run_folder.locked(team.leads), StopSignals() as signals, memory_errors(advice):
         settings = settings_of(run, run_folder, data, device, team.leads)
-        training = Training(run, data, run_folder, device, team, settings["resolved_precision"])
+        precision = the_leaders_precision(settings["resolved_precision"], device, team)
+        training = Training(run, data, run_folder, device, team, precision)
         training.resume()
         if team.leads:
             run_folder.start_log(training.log)
-        if training.step >= until or training.diverged_at is not None:
+        if training.is_over(until):
             return training.outcome()
 
         training.start_stepping()
-        resolved = dataclasses.replace(run, precision=training.precision)
+        resolved = dataclasses.replace(run, precision=precision)
         columns = measure(resolved, training.model, training.data)
-        stops = {*run.milestones, run.steps}
         with TrainingProgress(title, run.steps, training.step, show=title is not None) as progress:
-            while training.step < until:
+            while not training.is_over(until):
                 training.take_step()
                 progress.step()
-                if training.step % run.eval_every == 0 or training.step in stops:
+                if training.is_evaluation_due():
                     line = training.evaluate(columns)
-                    if team.leads and training.step in stops and line:
-                        run_folder.save_weights(training.step, training.model.state_dict())
+                    training.save_milestone()
                     training.save()
-                    if training.diverged_at is not None:
-                        break
-                    progress.evaluated(line["train_loss"], line["test_accuracy"])
+                    if line is not None:
+                        progress.evaluated(line["train_loss"], line["test_accuracy"])
                 elif training.step == until:  # stopped between two evaluations
                     training.save()
-                signal = training.told_to_stop(signals, until)
-                if signal is not None:
-                    training.save()
-                    stop(run, training.step, signal, team)
+                training.leave_if_told(signals, until)
     return training.outcome()
-
-
-def stop(run: Run, step: int, signal: int, team: Team):
-    """Leave after a signal: everything is saved."""
-    if team.leads:
-        line = f"{run.name} stopped at step {step} of {run.steps} and saved; the same command goes on from there"
-        print(f"\n{line}", file=sys.stderr, flush=True)
-    raise SystemExit(128 + signal)
 
 
 # ======================================================================================
@@ -556,6 +598,8 @@ class Sweep:
 def train_with_branches(run: Run, branches: list[Branch], stop_at: int | None, train_one) -> tuple[dict, list[dict]]:
     """Train `run`, and each branch as soon as the weights that it starts from are there.
 
+    The order: the run to its first milestone, the first branch, the run to its second milestone, ..., the run to its
+    end. A run that is there already isn't trained again: it comes back as it is, at a later step than was asked for.
     `train_one(run, until)` trains; `stop_at`: no further than that step, and no branches from later ones.
     """
     branch_records = []
@@ -563,9 +607,15 @@ def train_with_branches(run: Run, branches: list[Branch], stop_at: int | None, t
         if stop_at is not None and branch.milestone > stop_at:
             continue
         parent = train_one(run, branch.milestone)
-        if parent["diverged_at"] is None:
-            branch_records.append({"drop_step": branch.milestone} | train_one(branch.run, None))
+        if has_passed(parent["log"], branch.milestone):
+            branch_record = train_one(branch.run, None)
+            branch_records.append({"drop_step": branch.milestone} | branch_record)
     return train_one(run, stop_at), branch_records
+
+
+def has_passed(log: list[dict], milestone: int) -> bool:
+    """Whether a run came to its milestone, whose weights it has kept then; it may have diverged before, or after."""
+    return any(line["step"] == milestone for line in log)
 
 
 def sweep(

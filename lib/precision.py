@@ -16,13 +16,38 @@ def set_up_torch() -> None:
 
     One thread: most loops here are of small tensors, and two threads in one process were up to twenty times slower
     than one, since they spin while they wait; torchrun brings a process per core instead. Denormals are flushed:
-    what weight decay leaves of collapsed weights is otherwise a hundred times slower to multiply. TF32 where there
-    is no bfloat16. One warning of torch's about itself is left out: its forward derivatives use torch.jit.script.
+    what weight decay leaves of collapsed weights is otherwise a hundred times slower to multiply. float32 is float32:
+    no TF32. One warning of torch's about itself is left out: its forward derivatives use torch.jit.script.
     """
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    torch.set_float32_matmul_precision("high")
+    allow_tf32(False)
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Whether a GPU may round the factors of float32 products to TF32, which has three digits."""
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed  # convolutions; torch's own default is True
+
+
+@contextlib.contextmanager
+def float32_products(device: torch.device, precision: str):
+    """On a GPU, products of float32 within the block are float32; TF32 where the rest is bfloat16, which is rougher.
+
+    What held before holds again afterwards.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    before_in_convolutions = torch.backends.cudnn.allow_tf32
+    allow_tf32(resolve_precision(precision, device) == "bfloat16")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+        torch.backends.cudnn.allow_tf32 = before_in_convolutions
 
 
 def fast_bfloat16(device: torch.device) -> bool:

@@ -58,6 +58,11 @@ class Team:
         if self.size > 1:
             dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.group)
 
+    def take_the_leaders(self, tensor: torch.Tensor) -> None:
+        """Make `tensor` that of the process that leads the team, in place."""
+        if self.size > 1:
+            dist.broadcast(tensor, src=dist.get_global_rank(self.group, 0), group=self.group)
+
 
 ALONE = Team()
 
