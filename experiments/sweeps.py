@@ -5,7 +5,17 @@ from pathlib import Path
 
 import torch
 
-from core import Branch, Run, Sweep, build_model, check_batch_size, distance_maps, sweep
+from core import (
+    WITHOUT_MOMENTUM,
+    Branch,
+    Run,
+    Sweep,
+    build_model,
+    check_batch_size,
+    distance_maps,
+    has_passed,
+    sweep,
+)
 from lib import teams
 from lib.command import NOT_FINISHED, Arguments, Parser, close_arguments, errors_in_one_line, folder, open_arguments
 from lib.data import Dataset, dataset_name_and_root, load_dataset
@@ -32,6 +42,11 @@ class Experiment:
     maps: tuple[str, ...] = ()
     after_drop: dict | None = None
 
+    @property
+    def has_controls(self) -> bool:
+        """Whether `controls_of` its runs say anything."""
+        return self.varied == "learning_rate" and self.after_drop is None
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -53,6 +68,8 @@ class Plan:
 SEVERAL = {"learning_rate": float, "label_noise": float, "batch_size": int}
 MOST_SEEDS = 1000
 SINGLE = {"weight_decay": float, "momentum": float, "steps": int, "warmup_steps": int, "width": int, "eval_every": int}
+
+OF_THE_RUN_ALONE = ("warmup_steps", "eval_every")  # `Experiment.after_drop` has others for the branches
 
 
 def as_option(field: str) -> str:
@@ -139,15 +156,35 @@ def make_plan(experiment: Experiment, given: dict, options) -> Plan:
     """What the command line asks of an experiment. InputError for what can't be trained or shared."""
     if options.stop_at is not None and options.stop_at < 1:
         raise InputError(f"--stop-at {options.stop_at}: expected a step, 1 or more")
+    if given.get("optimizer") in WITHOUT_MOMENTUM and "momentum" in given:
+        raise InputError(f"--momentum: {given['optimizer']} has none; leave it out, or use --optimizer sgd")
     if "steps" in given:
         check = dataclasses.replace(experiment.run, steps=given["steps"])  # refuses impossible numbers
         experiment = shortened(experiment, check.steps)
         given = given | {"milestones": experiment.run.milestones}
     runs = plan_runs(experiment, given, options.seeds, options.seed)
-    controls = controls_of(runs) if options.controls and experiment.varied == "learning_rate" else []
+    controls = controls_of(runs) if options.controls and experiment.has_controls else []
     branches = branches_of(runs, experiment.after_drop) if experiment.after_drop else {}
     teams.check_teams({run.batch_size for run in runs}, len(runs + controls))
     return Plan(experiment, runs, controls, branches)
+
+
+def tell_long_warmups(plan: Plan, quick: bool) -> None:
+    """One line where a training was shortened and its warm-up, which isn't, takes what the experiment is about."""
+    if quick or teams.rank() != 0:
+        return
+    for run, branches in plan.branches.items():
+        first_drop = branches[0].milestone
+        if run.warmup_steps >= first_drop:
+            advice = "--steps shortens no warm-up, --warmup-steps does"
+            print(
+                f"note: the first drop, at step {first_drop}, comes before the warm-up has ended; {advice}", flush=True
+            )
+        branch_run = branches[0].run
+        if branch_run.warmup_steps >= branch_run.steps:
+            steps = f"all {branch_run.steps} steps"
+            print(f"note: {steps} after a drop are warm-up, which --steps doesn't shorten", flush=True)
+        return  # they are the same for all seeds
 
 
 def result_name(network: str, experiment: str, run: Run, paper: Run, quick: bool) -> str:
@@ -162,21 +199,45 @@ def result_name(network: str, experiment: str, run: Run, paper: Run, quick: bool
     return name
 
 
-def is_finished(run: Run, runs_folder: Path) -> bool:
-    """Whether a training has come to its end, or diverged."""
-    state = RunFolder(runs_folder / run.name).load_checkpoint(torch.device("cpu"))
+def state_of(run: Run, runs_folder: Path) -> dict | None:
+    """The checkpoint of a training; None if it hasn't begun."""
+    return RunFolder(runs_folder / run.name).load_checkpoint(torch.device("cpu"))
+
+
+def is_finished(state: dict | None, end: int) -> bool:
+    """Whether a training has come to step `end`, or diverged."""
     if state is None:
         return False
-    return state["step"] >= run.steps or state["diverged_at"] is not None
+    return state["step"] >= end or state["diverged_at"] is not None
 
 
-def tell_status(plans: dict[str, Plan], runs_folder: Path) -> int:
+def are_finished(plan: Plan, runs_folder: Path, stop_at: int | None) -> list[bool]:
+    """Of each training that the plan's command would do: whether it is finished.
+
+    It does no branches from beyond `stop_at`, and none from where their run never came because it diverged before.
+    """
+    finished = []
+    for run in plan.runs + plan.controls:
+        state = state_of(run, runs_folder)
+        end = run.steps if stop_at is None else min(run.steps, stop_at)
+        finished.append(is_finished(state, end))
+        has_diverged = state is not None and state["diverged_at"] is not None
+        for branch in plan.branches.get(run, []):
+            if stop_at is not None and branch.milestone > stop_at:
+                continue
+            if has_diverged and not has_passed(state["log"], branch.milestone):
+                continue
+            finished.append(is_finished(state_of(branch.run, runs_folder), branch.run.steps))
+    return finished
+
+
+def tell_status(plans: dict[str, Plan], runs_folder: Path, stop_at: int | None) -> int:
     """Print how many trainings of each experiment are finished; the exit code: 0 if all are, else 3."""
     all_finished = True
     for name, plan in plans.items():
-        finished = sum(is_finished(run, runs_folder) for run in plan.trainings)
-        all_finished &= finished == len(plan.trainings)
-        print(f"{name}: {finished} of {len(plan.trainings)} runs finished")
+        finished = are_finished(plan, runs_folder, stop_at)
+        all_finished &= all(finished)
+        print(f"{name}: {sum(finished)} of {len(finished)} runs finished")
     return 0 if all_finished else NOT_FINISHED
 
 
@@ -184,7 +245,7 @@ def maps_of(runs: list[Run], runs_folder: Path, data: Dataset, layers: tuple[str
     """`distance_maps` of the runs, without those that have diverged or have not come to their end."""
     maps = []
     for run in runs:
-        state = RunFolder(runs_folder / run.name).load_checkpoint(torch.device("cpu"))
+        state = state_of(run, runs_folder)
         if state is None or state["step"] < run.steps or state["diverged_at"] is not None:
             continue
         size = max(32, *data.train_images.shape[2:])
@@ -203,7 +264,10 @@ def sweep_parser(document: str, experiments: dict[str, Experiment]) -> Parser:
     for field, kind in SINGLE.items():
         value = getattr(paper, field)
         words = f"{value:,}" if kind is int else f"{value:g}"
-        parser.add_argument(as_option(field), type=kind, help=f"in place of the paper's {words}")
+        about = f"in place of the paper's {words}"
+        if field in OF_THE_RUN_ALONE:
+            about += "; drop: until the drop, after it as in the paper"
+        parser.add_argument(as_option(field), type=kind, help=about)
     parser.add_argument("--precision", choices=PRECISIONS, help="auto (default): bfloat16 where it is fast")
     parser.add_argument("--optimizer", help="sgd (default) or adamw")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network: pays on long GPU runs")
@@ -247,6 +311,8 @@ def run_sweeps(
     with errors_in_one_line(parser):
         if options.dataset is not None:
             options.dataset, options.data = dataset_name_and_root(options.dataset, options.data)
+        if options.controls and not any(experiments[name].has_controls for name in options.experiments):
+            raise InputError(f"--controls: {', '.join(options.experiments)} has none; only lr has")
         plans = {}
         for name in options.experiments:
             experiment = quick_version(experiments[name], quick) if options.quick else experiments[name]
@@ -254,7 +320,9 @@ def run_sweeps(
         runs_folder = options.runs / "quick" if options.quick else options.runs
         runs_folder = runs_folder / Path(parser.prog).stem
         if options.status:
-            parser.exit(tell_status(plans, runs_folder))
+            parser.exit(tell_status(plans, runs_folder, options.stop_at))
+        for plan in plans.values():
+            tell_long_warmups(plan, options.quick)
         first = next(iter(plans.values())).runs[0]
         data = teams.first_rank_first(lambda: load_dataset(first.dataset, options.data), arguments.device)
         for plan in plans.values():  # before the first of them begins
@@ -291,6 +359,10 @@ def save_sweep(
         "values": list(dict.fromkeys(getattr(run, plan.experiment.varied) for run in plan.runs)),
         "seeds": len({run.seed for run in plan.runs}),
     }
+    if plan.experiment.after_drop:
+        settings["after_drop"] = plan.experiment.after_drop
+    if arguments.options.stop_at is not None:  # so that a part doesn't take the place of the whole unseen
+        settings["stop_at"] = arguments.options.stop_at
     measured = {
         "varied": plan.experiment.varied,
         "stopped_at": arguments.options.stop_at,

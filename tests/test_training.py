@@ -10,6 +10,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from experiments import sweeps
 from lib.batches import Images
 from lib.data import Dataset
 from lib.errors import InputError
-from lib.precision import memory_format
+from lib.precision import allow_tf32, float32_products, memory_format
 from lib.run_folder import RunFolder, load_state, save_atomically
 from tests import damage, workers
 from tests.processes import PATIENCE, ROOT, finish, start, start_ranks
@@ -309,6 +310,85 @@ def test_a_run_may_stop_between_two_evaluations(images, tmp_path):
     train_here(run, tmp_path / "parts", images)
     train_here(run, tmp_path / "whole", images)
     assert same_bits(outcome(run, tmp_path / "parts"), outcome(run, tmp_path / "whole"))
+
+
+def test_a_run_ends_at_its_end_whatever_step_is_asked_for(images, tmp_path):
+    run = dataclasses.replace(TINY, steps=8, eval_every=4)
+    record = train_here(run, tmp_path, images, until=13)
+    assert [line["step"] for line in record["log"]] == [4, 8]
+    assert load_state(tmp_path / run.name / "checkpoint.pt", CPU)["step"] == 8
+    assert train_here(run, tmp_path, images) == record
+
+
+# From step 4 on the rate is so high that the loss is not finite; branches begin at steps 4 and 8
+DIVERGES = dataclasses.replace(TINY, steps=12, eval_every=4, milestones=(4, 8), batch_size=16, warmup_steps=0,
+                               decay_steps=(4,), decay_factors=(1e20,))  # fmt: skip
+AFTER_DROP = {"steps": 4, "decay_steps": (), "decay_factors": ()}
+
+
+def plan_of(run):
+    experiment = sweeps.Experiment(run, "learning_rate", (run.learning_rate,), 1, after_drop=AFTER_DROP)
+    return sweeps.Plan(experiment, [run], [], sweeps.branches_of([run], AFTER_DROP))
+
+
+def test_branches_from_before_a_divergence_stay_and_later_ones_are_not_missed(tmp_path):
+    plan = plan_of(DIVERGES)
+    first = core.sweep(plan.runs, few_images(), tmp_path, CPU, plan.branches)
+    assert first.runs[0]["diverged_at"] > 4
+    assert [branch["drop_step"] for branch in first.branches] == [4]
+    again = core.sweep(plan.runs, few_images(), tmp_path, CPU, plan.branches)
+    assert again == first
+    assert sweeps.are_finished(plan, tmp_path, None) == [True, True]
+
+
+def test_a_divergence_at_the_milestone_leaves_no_weights_to_branch_from(tmp_path):
+    run = dataclasses.replace(DIVERGES, decay_steps=(3,))
+    plan = plan_of(run)
+    assert core.sweep(plan.runs, few_images(), tmp_path, CPU, plan.branches).branches == []
+    assert not (tmp_path / run.name / "weights_4.pt").exists()
+    assert sweeps.are_finished(plan, tmp_path, None) == [True]
+
+
+def test_the_status_of_a_part_is_that_of_the_part(tmp_path):
+    plan = plan_of(dataclasses.replace(DIVERGES, decay_steps=(), decay_factors=()))
+    assert sweeps.are_finished(plan, tmp_path, 4) == [False, False]
+    core.sweep(plan.runs, few_images(), tmp_path, CPU, plan.branches, stop_at=4)
+    assert sweeps.are_finished(plan, tmp_path, 4) == [True, True]
+    assert sweeps.are_finished(plan, tmp_path, None) == [False, True, False]
+
+
+def test_a_batch_norm_is_judged_with_the_statistics_that_are_saved(tmp_path):
+    """Two processes each see half a batch; the network in the checkpoint is the first one's."""
+    run = dataclasses.replace(TINY, model="small_norm", learning_rate=0.01, steps=6, eval_every=6, precision="float64")
+    (record,) = sweep_on(2, [run], tmp_path)
+    model = workers.with_batch_norm(10, run.width).double()
+    model.load_state_dict(load_state(tmp_path / run.name / "weights_6.pt", CPU))
+    data = on_device(few_images()).prepared(dtype=torch.float64)
+    test_loss, accuracy = core.evaluate(model, data, core.ALONE, "float64", batch=100)
+    assert record["log"][-1]["test_loss"] == pytest.approx(test_loss, rel=1e-9)
+    assert record["log"][-1]["test_accuracy"] == accuracy
+
+
+def test_a_team_computes_in_one_precision(tmp_path):
+    assert finish(*start_ranks(2, workers.agree_on_a_precision, tmp_path)) == [0, 0]
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["bfloat16", "bfloat16"]
+
+
+def test_float32_is_float32_on_a_gpu_and_tf32_only_beside_bfloat16():
+    def held():
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    before = held()
+    gpu = torch.device("cuda")  # nothing is computed there
+    for outer in (True, False):
+        allow_tf32(outer)
+        with float32_products(gpu, "float32"):
+            assert held() == ("highest", False)
+        with float32_products(gpu, "bfloat16"):
+            assert held() == ("high", True)
+        assert held() == ("high" if outer else "highest", outer)
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def test_rank_0_downloads_alone_before_the_others_read(tmp_path):
@@ -606,6 +686,36 @@ def test_the_quick_sweep_its_controls_and_its_branches(tmp_path, monkeypatch, ru
     saved = json.loads((tmp_path / "results" / "quick" / "vgg_drop.json").read_text())
     assert [branch["run"]["start"].split("_")[-1] for branch in saved["branches"]] == ["2.pt", "4.pt", "8.pt"]
     assert all(branch["log"] for branch in saved["branches"])
+
+
+def test_a_sweep_in_which_all_diverge_is_finished(tmp_path, monkeypatch, run_here):
+    """A job that asks --status whether to go back into the queue comes to an end."""
+    monkeypatch.setattr(sweeps, "load_dataset", lambda *which: few_images())
+    options = ["--quick", "--out", tmp_path / "results", "--runs", tmp_path / "runs"]
+    drop = ["vgg_cifar10.py", "drop", *options, "--learning-rate", "1e4", "--steps", "8"]
+    assert run_here(*drop, "--status")[:2] == (3, "drop: 0 of 4 runs finished\n")
+    assert run_here(*drop)[0] == 0
+    assert run_here(*drop, "--status")[:2] == (0, "drop: 1 of 1 runs finished\n")
+
+
+def test_a_part_of_a_sweep_does_not_replace_the_whole_unseen(tmp_path, monkeypatch, run_here):
+    monkeypatch.setattr(sweeps, "load_dataset", lambda *which: few_images())
+    few = ["--dataset", "synthetic", "--width", "2", "--batch-size", "16", "--steps", "2", "--seeds", "1"]
+    few += ["--learning-rate", "0.02", "--out", tmp_path / "results"]
+    assert run_here("vgg_cifar10.py", "lr", *few, "--runs", tmp_path / "runs")[0] == 0
+    saved = tmp_path / "results" / "vgg_lr_synthetic_width2.json"
+    whole = saved.read_text()
+    code, shown, _ = run_here("vgg_cifar10.py", "lr", *few, "--runs", tmp_path / "others", "--stop-at", "1")
+    assert code == 0 and "is of other settings: kept as" in shown
+    assert [kept.read_text() for kept in (tmp_path / "results" / "replaced").iterdir()] == [whole]
+    assert json.loads(saved.read_text())["stopped_at"] == 1
+
+
+def test_a_warm_up_that_outlasts_a_shortened_run_is_said(capsys):
+    options = SimpleNamespace(stop_at=None, controls=False, seeds=1, seed=0)
+    for steps, notes in ((40_000, 0), (4000, 2)):
+        sweeps.tell_long_warmups(sweeps.make_plan(resnet_cifar100.DROP, {"steps": steps}, options), quick=False)
+        assert capsys.readouterr().out.count("note: ") == notes
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the ranks in Linux's /proc")

@@ -27,7 +27,18 @@ def small_network(classes, width):
     )
 
 
+def with_batch_norm(classes, width):
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, stride=4, padding=1),
+        nn.BatchNorm2d(width),
+        nn.GELU(),
+        nn.Flatten(),
+        nn.Linear(64 * width, classes),
+    )
+
+
 core.MODELS["small"] = small_network
+core.MODELS["small_norm"] = with_batch_norm
 
 
 def few_images():
@@ -86,6 +97,17 @@ def sweep_rank(runs, folder, dataset=None, sigterm_at=None):
     result = core.sweep(runs, dataset or few_images(), folder, CPU)
     if result is not None:
         write_json(Path(folder) / "records.json", {"records": result.runs}, digits=None)
+    torch.distributed.destroy_process_group()
+
+
+def agree_on_a_precision(folder):
+    """Two ranks that would each take another one; each writes the one they agree on."""
+    from lib import teams
+
+    rank = os.environ["RANK"]
+    team = teams.form_team(1, CPU)
+    own = "bfloat16" if rank == "0" else "float32"
+    Path(folder, rank).write_text(core.the_leaders_precision(own, CPU, team))
     torch.distributed.destroy_process_group()
 
 
