@@ -166,6 +166,19 @@ class Training(NamedTuple):
     found: dict
 
 
+def times_of(checkpoints: tuple[int, ...], steps: int) -> list[int]:
+    """The checkpoints within a run of so many steps, in order; its end is always one."""
+    within = {step for step in checkpoints if step < steps}
+    return sorted(within | {steps})
+
+
+def tell_late_checkpoints(checkpoints: tuple[int, ...], steps: int) -> None:
+    """One line where a shorter run has fewer checkpoints than were asked for."""
+    late = [str(step) for step in checkpoints if step > steps]
+    if late:
+        print(f"note: checkpoints {', '.join(late)} are left out: the run ends at step {steps}", flush=True)
+
+
 def lyapunov_of(
     dataset: str,
     data: str | Path,
@@ -177,10 +190,9 @@ def lyapunov_of(
     seed: int,
     device: str | torch.device,
 ) -> Training:
-    """Of the training from `seed`; the run's end is always a checkpoint."""
+    """Of the training from `seed`."""
     problem, state = setup(dataset, data, sgd, steps, [seed], device)
-    within = {step for step in checkpoints if step < steps}
-    times = sorted(within | {steps})
+    times = times_of(checkpoints, steps)
     identity = sgd._asdict() | {"checkpoints": times, "draws": draws, "seed": seed, "content": problem.content}
     compute = partial(lyapunov_matrix.lyapunov, problem, state, sgd, times, draws, seed)
     return Training(problem, state, sgd, times, stored(runs, identity, compute, device))
@@ -209,6 +221,7 @@ def subspace(
     `lyapunov.lyapunov`.
     """
     sgd = Sgd(Task(architecture, activation), batch_size, learning_rate, momentum)
+    tell_late_checkpoints(checkpoints, steps)
     records = []
     for one in range(seed, seed + seeds):
         training = lyapunov_of(dataset, data, sgd, steps, checkpoints, draws, runs, one, device)
@@ -254,6 +267,7 @@ def divergence(
     in the most chaotic direction, for the first sixth of the run: `distance` [seeds, amounts, times].
     """
     sgd = Sgd(Task(architecture, activation), batch_size, learning_rate, momentum)
+    tell_late_checkpoints(checkpoints, steps)
     records, small_distances = [], []
     for one in range(seed, seed + seeds):
         training = lyapunov_of(dataset, data, sgd, steps, checkpoints, draws, runs, one, device)

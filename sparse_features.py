@@ -41,7 +41,7 @@ from lib import teams
 from lib.command import run_script
 from lib.errors import InputError
 from lib.precision import PRECISIONS
-from lib.results import default_folder
+from lib.results import ROOT, default_folder
 from lib.settings import Count, Positive, Range, Seed, checked
 
 Steps = Annotated[int, Range(low=100)]
@@ -49,8 +49,14 @@ Points = Annotated[int, Range(low=8)]  # at which a run is looked at, about
 
 
 def own_seeds(seed: int, count: int, first: int = 0) -> range:
-    """`count` seeds of numpy's streams that no other --seed has; `first` is --seed 0's first."""
-    return range(first + seed * count, first + (seed + 1) * count)
+    """`count` seeds of numpy's streams that no other --seed has; `first` is --seed 0's first.
+
+    Raises InputError for seeds that numpy doesn't take.
+    """
+    streams = range(first + seed * count, first + (seed + 1) * count)
+    if streams[-1] >= 2**32:
+        raise InputError(f"--seed {seed} with {count} seeds: their product must be below {2**32:,}; lower one of them")
+    return streams
 
 
 # ======================================================================================
@@ -479,7 +485,9 @@ DEEP_OPTIONS = {
     "batch_size": {"type": int, "help": "default: 256"},
     "evaluations": {"type": int, "help": "in each run (default: 50)"},
     "precision": {"choices": PRECISIONS, "help": "auto (default): bfloat16 where the device is fast at it"},
-    "runs": {"help": "folder of checkpoints and logs (default: runs/sparse_features)"},
+    "runs": {
+        "help": "folder of checkpoints and logs (default: runs/sparse_features; --quick: runs/quick/sparse_features)"
+    },
 }
 OPTIONS = {name: about | {"help": f"deep: {about['help']}"} for name, about in DEEP_OPTIONS.items()}
 OPTIONS["steps"] = {"type": int, "help": "length of the runs (defaults: the paper's)"}
@@ -496,14 +504,14 @@ QUICK = {
         "evaluations": 2,
         "decays": (0.3,),
         "images": 256,
-        "runs": "runs/quick/sparse_features",
+        "runs": str(ROOT / "runs" / "quick" / "sparse_features"),
     },
 }
 
 
 def main(argv: list[str] | None = None) -> None:
     experiments = {"diagonal": diagonal, "regression": regression, "relu": relu, "deep": deep}
-    run_script(__doc__, experiments, QUICK, argv, prefix="sparse_", options=OPTIONS)
+    run_script(__doc__, experiments, QUICK, argv, prefix="sparse_", options=OPTIONS, shared=("deep",))
 
 
 if __name__ == "__main__":

@@ -46,11 +46,14 @@ from experiments.wild import wild
 from experiments.windows import windows
 from lib.command import run_script
 from lib.results import ROOT
+from lib.settings import Seed
+
+THRESHOLDS = (0.1, 0.3, 0.6)  # the paper's, and two that merge more
 
 
 def extract(
     runs: tuple = (),
-    redundant: tuple = (0.1, 0.3, 0.6),
+    redundant: tuple = THRESHOLDS,
     vanishing: float = 0.1,
     finetune: int = 200,
     learning_rate: float = 0.01,
@@ -61,7 +64,7 @@ def extract(
     weights: tuple = (),
     input: tuple = ("3,224,224",),
     save: str = "small.pt",
-    seed: int = 0,
+    seed: Seed = 0,
     device: str | torch.device = "cpu",
 ) -> dict | None:
     """What the extracted networks of finished `runs` keep of accuracy and cost, at several thresholds.
@@ -73,7 +76,9 @@ def extract(
     """
     device = torch.device(device)
     if model is not None:
-        extract_own(model, weights, input, vanishing, redundant[:1], save, seed, device)
+        if redundant == THRESHOLDS:  # the default, of which a network of one's own takes the first
+            redundant = redundant[:1]
+        extract_own(model, weights, input, vanishing, redundant, save, seed, device)
         return None
     return extract_trained(runs, redundant, vanishing, finetune, learning_rate, network, planted, data, seed, device)
 
@@ -176,7 +181,16 @@ for name in EXPERIMENTS.keys() - QUICK.keys():
 
 
 def main(argv: list[str] | None = None) -> None:
-    run_script(__doc__, EXPERIMENTS, QUICK, argv, "beyond_", OPTIONS, undrawn=("measure", "wild"))
+    run_script(
+        __doc__,
+        EXPERIMENTS,
+        QUICK,
+        argv,
+        prefix="beyond_",
+        options=OPTIONS,
+        undrawn=("measure", "wild"),
+        replaced=("changes",),  # it lists what is tried
+    )
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from experiments.seed_records import deviation
 from experiments.theory import diagonal_theory
 from lib.command import run_script
 from lib.errors import InputError
@@ -104,6 +105,12 @@ def paper_test_factor(problem: Problem) -> float:
 # ======================================================================================
 
 
+def check_finite(student: Tensor) -> None:
+    """Raises InputError for a student whose training has diverged."""
+    if not student.isfinite().all():
+        raise InputError("the student's weights are not finite: choose a lower learning_rate")
+
+
 LARGEST = 14  # modes: those that survive at every label noise of the paper
 
 
@@ -148,20 +155,21 @@ def diagonal(
             s = u.square().double()
             for name, loss in (("train", train_loss(problem, s)), ("test", relative_test_loss(problem, s))):
                 curves[name].append(loss.mean(1).cpu())
-                curves[f"{name}_std"].append(loss.std(1).cpu())
+                curves[f"{name}_std"].append(deviation(loss, 1).cpu())
             recorded_steps.append(step)
         if step in snapshot_steps:
             s = u.square()
             means.append(s.mean(1).cpu())
-            deviations.append(s.std(1).cpu())
+            deviations.append(deviation(s, 1).cpu())
         if step == drop_step:
             shift = (values - u.square())[..., :LARGEST].mean(-1)
-            shift_error = shift.std(1).cpu() / math.sqrt(replicas)
+            shift_error = deviation(shift, 1).cpu() / math.sqrt(replicas)
         eta = eta_before * (drop_factor if step >= drop_step else 1.0)
         # u *= 1 - eta (u^2 - s* + sigma xi)
         torch.addcmul(1 + eta * values, u, u, value=-eta, out=factor)
         factor.addcmul_(-eta * sigma, xi.normal_(generator=generator))
         u.mul_(factor)
+    check_finite(u)
 
     theory = [
         diagonal_theory(values, noise, eta_before, drop_factor, drop_step, snapshot_steps) for noise in label_noises
@@ -218,6 +226,16 @@ class Students:
         return x.mT @ (error @ v.mT), hidden.mT @ error
 
 
+def spectra_of(groups: list[Students]) -> Tensor:
+    """Singular values of the students, means over the copies: [group, mode]. InputError for diverged ones."""
+    rows = []
+    for students in groups:
+        product = students.u @ students.v
+        check_finite(product)
+        rows.append(torch.linalg.svdvals(product).mean(0).cpu())
+    return torch.stack(rows)
+
+
 @checked
 def minibatch(
     batch_sizes: tuple[Count, ...] = (1, 4, 16, 64, 256, 1024),
@@ -263,7 +281,7 @@ def minibatch(
                 curves[f"{name}_std"].append(torch.stack([row.std(correction=0) for row in rows]).cpu())
             recorded_steps.append(step)
         if step in snapshot_steps:
-            spectra.append(torch.stack([torch.linalg.svdvals(one.u @ one.v).mean(0).cpu() for one in groups]))
+            spectra.append(spectra_of(groups))
         warmup = min(1.0, (step + 1) / warmup_steps)
         drops = sum(step >= drop for drop in drop_steps)
         rate = learning_rate * warmup * drop_factor**drops

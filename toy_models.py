@@ -127,6 +127,7 @@ def neuron(
     """
     if any(step % coarse_steps or step > steps for step in checkpoints):
         raise InputError(f"checkpoints must be multiples of coarse_steps, {coarse_steps}, up to {steps:,}")
+    checkpoints = tuple(sorted(set(checkpoints)))
     eta = noise_grid(noise_levels)
     generator = torch.Generator(device).manual_seed(seed)
     data = torch.Generator().manual_seed(seed)

@@ -14,12 +14,12 @@ from tqdm import tqdm
 from collapse import collapse_exponent, nearest_pairs, neuron_groups
 from core import Run, train
 from experiments.forecasts import NETWORK, PARTS, per_thousand
-from experiments.trained import RUNS, check_early, load_images, sgd_of, step_batches, trained_network
+from experiments.trained import RUNS, check_early, load_images, run_of, sgd_of, step_batches, trained_network
 from lib.batches import Images
 from lib.errors import InputError
 from lib.progress import progress
 from lib.results import write_json
-from lib.settings import Count, NotNegative
+from lib.settings import Count, NotNegative, Seed
 
 
 def batches_for(run: Run, images: Images, steps: int, title: str):
@@ -60,7 +60,7 @@ def causes(
     chunk: Count = 250,
     data: str | None = None,
     folder: str | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     device: str | torch.device = "cpu",
 ) -> dict:
     """Exponents where training goes on with more or less noise, down to none, with and without weight decay.
@@ -74,7 +74,8 @@ def causes(
     if len(batch_sizes) != len(replicas):
         raise InputError(f"replicas: expected one for each of the {len(batch_sizes)} batch sizes, not {len(replicas)}")
     device = torch.device(device)
-    run = Run(**network, seed=seed)
+    run = run_of(network, seed)
+    run_of(network, seed + max(replicas) - 1)  # refuses a seed that is too large for the last of them
     check_early(run, early)
     images = load_images(run, data, device)
     path = Path(folder or RUNS / "subnetworks") / run.name

@@ -309,6 +309,9 @@ def stored(folder: str | Path | None, identity: dict, compute: Callable, device:
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     path = default_folder(folder, RUNS) / f"{key}.pt"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"can't write to --runs {path.parent}: {error.strerror or error}") from None
         save_atomically(path, compute())
     return load_state(path, torch.device(device))

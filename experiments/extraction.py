@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import json
 import tempfile
 import time
 import warnings
@@ -18,9 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from collapse import NeuronGroup, extract_subnetwork, neuron_groups
 from core import Run, evaluate, train, vgg16
-from experiments.trained import RUNS, load_images, sgd_of, step_batches, trained_network
+from experiments.trained import RUNS, load_images, run_of, sgd_of, step_batches, trained_network
 from lib.batches import Images
 from lib.errors import InputError
+from lib.run_folder import RunFolder
 from lib.teams import ALONE
 
 # ======================================================================================
@@ -137,8 +137,13 @@ def accuracy(model: nn.Module, images: Images) -> float:
     return evaluate(model, images, ALONE, "float32")[1]
 
 
-def tuned_accuracy(model: nn.Module, run: Run, images: Images, steps: int, learning_rate: float) -> float:
-    """Accuracy after so many further steps of the run's own SGD, at another rate, on its next batches."""
+def tuned_accuracy(model: nn.Module, run: Run, images: Images, steps: int, learning_rate: float) -> float | None:
+    """Accuracy after so many further steps of the run's own SGD, at another rate, on its next batches.
+
+    None for a run that another optimizer trained.
+    """
+    if run.optimizer != "sgd":
+        return None
     model = copy.deepcopy(model).train()
     optimizer = sgd_of(model, dataclasses.replace(run, learning_rate=learning_rate))
     for x, labels in step_batches(images, run, run.steps, run.steps + steps):
@@ -161,8 +166,9 @@ def finished_runs(folders: list[Path], device: torch.device) -> list[Trained]:
     found = []
     for folder in folders:
         for settings in sorted(folder.rglob("settings.json")):
-            steps = json.loads(settings.read_text()).get("steps")
-            if settings.with_name(f"weights_{steps}.pt").exists():
+            folder_of_run = RunFolder(settings.parent)
+            steps = folder_of_run.read_settings().get("steps")
+            if folder_of_run.weights_file(steps).exists():
                 found.append(Trained(settings.parent.name, *trained_network(settings.parent, None, device)))
     if not found:
         raise InputError(
@@ -248,10 +254,12 @@ def extract_trained(
     """What the extracted networks of finished runs keep of accuracy and cost, at several thresholds."""
     if finetune < 0 or not set(planted) <= KNOWN.keys():
         raise InputError(f"finetune must not be negative; planted are of {', '.join(KNOWN)}")
+    if runs and network is not None:
+        raise InputError("extract takes --runs, or a network to train (as --quick does), not both")
     with tempfile.TemporaryDirectory() as folder:
         folders = [Path(one) for one in runs] or [RUNS / "vgg_cifar10"]
         if network is not None:
-            run = Run(**network, seed=seed)
+            run = run_of(network, seed)
             train(run, load_images(run, data, device), Path(folder) / run.name, device)
             folders = [Path(folder)]
         networks = each_training_once(finished_runs(folders, device))

@@ -13,10 +13,10 @@ from tqdm import tqdm
 from collapse import NeuronGroup, collapse_exponent, nearest_pairs, neuron_groups, normalized_distances
 from core import Run, train
 from experiments.closed_forms import closed_forms
-from experiments.trained import RUNS, check_early, load_images, sgd_of, step_batches, trained_network
+from experiments.trained import RUNS, check_early, load_images, runs_of, sgd_of, step_batches, trained_network
 from lib.batches import Images
 from lib.progress import progress
-from lib.settings import Count
+from lib.settings import Count, Seed
 
 NETWORK = {  # narrow, and noisy enough that neurons merge within minutes
     "learning_rate": 0.05,
@@ -92,7 +92,6 @@ class Start(NamedTuple):
 
 def start_of_run(kind: str, run: Run, early: int, pairs: int, layers: int, images: Images, path: Path) -> Start:
     """Train a run to its end, and go back to step `early`; see `forecast`."""
-    check_early(run, early)
     device = images.train.device
     train(run, images, path, device)
     moments = [early, *(step for step in run.milestones if step > early)]
@@ -171,10 +170,11 @@ def forecast(
     arrived (at the paper's thresholds) at the end of the run itself. All rates are per 1,000 steps.
     Returns the result, and where the exponents of the first network began.
     """
-    images = load_images(Run(**network), data, device)
+    trainings = runs_of(network, seed, seeds)
+    check_early(trainings[0], early)
+    images = load_images(trainings[0], data, device)
     runs = []
-    for k in range(seeds):
-        run = Run(**network, seed=seed + k)
+    for k, run in enumerate(trainings):
         path = Path(folder or RUNS / "subnetworks") / run.name
         its_start = start_of_run(kind, run, early, pairs, layers, images, path)
         measured, its_parts = forecast_of_run(kind, its_start, window, f"exponents of {kind}, {k + 1} of {seeds}")
@@ -196,7 +196,7 @@ def exponent(
     pair_steps: Count = 10_000,
     data: str | None = None,
     folder: str | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     device: str | torch.device = "cpu",
 ) -> dict:
     """Predicted and measured slopes of the log distance of pairs in a training network; who merges later; why.
@@ -217,7 +217,7 @@ def vanishing(
     seeds: Count = 2,
     data: str | None = None,
     folder: str | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     device: str | torch.device = "cpu",
 ) -> dict:
     """Who vanishes: what `forecast` measures of all neurons, long before the first has gone, under label noise.

@@ -27,6 +27,7 @@ from experiments.extraction import count_parameters
 from experiments.trained import trained_network
 from lib.errors import InputError
 from lib.results import ROOT
+from lib.settings import Seed
 
 PICTURE = ROOT / "figures" / "your_network.png"
 
@@ -120,9 +121,18 @@ def print_measured(one: Measured) -> None:
         print(f"{one.parameters:,} parameters, of which the simpler network needs {one.needed:,} ({share:.1%})")
 
 
+def check_picture(path: Path) -> None:
+    """Make the picture's folder. InputError, before anything is measured, where that fails or a folder is given."""
+    if path.is_dir():
+        raise InputError(f"--picture {path} is a folder; give a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"can't write --picture {path}: {error.strerror or error}") from None
+
+
 def draw(measured: list[Measured], path: Path) -> None:
     """By layer; of several checkpoints by layer and checkpoint."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     if len(measured) == 1:
         plot_report(measured[0].report, path)
     else:
@@ -141,12 +151,14 @@ def measure(
     redundant: tuple = (0.1,),
     rank: bool = True,
     picture: str | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     device: str | torch.device = "cpu",
 ) -> dict:
     """The collapse report of MODULE:FUNCTION, of each file of weights for it, or of a run directory; see `--help`."""
     if len(redundant) != 1:
         raise InputError(f"measure takes one --redundant, not {len(redundant)}")
+    picture_file = PICTURE if picture is None else Path(picture).expanduser()
+    check_picture(picture_file)
     device = torch.device(device)
     example = example_of(input, device)
     measured = []
@@ -164,7 +176,7 @@ def measure(
             measured.append(measure_network(label, network, example, vanishing, redundant[0], rank))
     for one in measured:
         print_measured(one)
-    draw(measured, PICTURE if picture is None else Path(picture))
+    draw(measured, picture_file)
     first = measured[0]
     found = {
         "report": list(measured[-1].report),

@@ -8,6 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from experiments.theory import log_growth
+from lib.errors import InputError
 from lib.progress import progress
 
 HISTOGRAM_EDGES = np.linspace(-3, 3, 121)
@@ -41,6 +42,8 @@ def simulate_trajectories(
         if step % every == 0 and step > steps // 2:
             counts += torch.stack([torch.histc(row, bins, -3, 3) for row in theta.cpu()])
             counted += trajectories
+    if not theta.isfinite().all():
+        raise InputError("theta is not finite: choose a lower euler_step")
     return {
         "times": np.arange(len(paths)) * every,
         "paths": torch.stack(paths, -1),

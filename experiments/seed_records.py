@@ -30,6 +30,13 @@ def landmarks(steps: int, points: int) -> list[int]:
     return sorted(found)
 
 
+def deviation(values: Tensor, dim: int) -> Tensor:
+    """The standard deviation over seeds; NaN of a single one, which says nothing of the others."""
+    if values.shape[dim] < 2:
+        return torch.full_like(values.select(dim, 0), math.nan)
+    return values.std(dim)
+
+
 def brief(values: Tensor) -> Tensor:
     """Four significant digits: enough to draw and to judge, and results stay small."""
     magnitude = values.abs().clamp_min(1e-200).log10().floor()

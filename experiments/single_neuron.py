@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from experiments.theory import log_growth
+from lib.errors import InputError
 from lib.progress import progress
 
 
@@ -50,25 +51,29 @@ def neuron_table(x: Tensor, y: Tensor, size: int = 4096) -> Tensor:
     mixed = (d * t / w1).mean(1)
     squared = (t / w1).square().mean(1)
     noise_1 = d_squared.sqrt()
-    left_over = squared - mixed * mixed / d_squared
+    is_flat = d_squared == 0  # tanh is +-1 at all points: then d is 0, and mixed as well
+    left_over = squared - mixed * mixed / d_squared.where(~is_flat, 1)
     rows = Coefficients(
         pull_1=(y * d).mean(1),
         pull_2=(y * t / w1).mean(1),
         mixed=mixed,
         squared=squared,
         noise_1=noise_1,
-        noise_21=mixed / noise_1,
+        noise_21=mixed / noise_1.where(~is_flat, 1),
         noise_22=left_over.clamp_min(0).sqrt(),
     )
     return torch.stack(rows)
 
 
 def coefficients_at(table: Tensor, w1: Tensor) -> Coefficients:
-    """The rows of the table at every w1 (any shape), each a new tensor in the shape of w1."""
+    """The rows of the table at every w1 (any shape), each a new tensor in the shape of w1.
+
+    A w1 that is not finite gets some row; what is computed of it is not finite either.
+    """
     square = w1 * w1
     z = square.div_(square + 1)
     size = table.shape[1]
-    index = z.mul_(size).to(torch.int64).clamp_(max=size - 1).flatten()
+    index = z.mul_(size).to(torch.int64).clamp_(0, size - 1).flatten()
     return Coefficients(*(torch.index_select(row, 0, index).view_as(w1) for row in table))
 
 
@@ -160,7 +165,10 @@ def simulate_collapse(
         w1, w2 = neuron_step(table, w1, w2, matched, h, xi.normal_(generator=generator))
         if step in checkpoints:
             collapsed.append(share_collapsed())
-    return torch.stack(collapsed), torch.stack([w1, w2], -1)
+    ends = torch.stack([w1, w2], -1)
+    if not ends.isfinite().all():
+        raise InputError("the neuron's weights are not finite: choose a lower euler_step or initial, or more points")
+    return torch.stack(collapsed), ends
 
 
 def measure_rates(

@@ -12,11 +12,11 @@ from tqdm import tqdm
 from collapse import NeuronGroup, collapse_exponent, neuron_groups
 from core import Run, train
 from experiments.forecasts import NOISY, per_thousand
-from experiments.trained import RUNS, check_early, load_images, sgd_of, step_batches, trained_network
+from experiments.trained import RUNS, check_early, load_images, runs_of, sgd_of, step_batches, trained_network
 from lib.batches import Images
 from lib.errors import InputError
 from lib.progress import progress
-from lib.settings import Count
+from lib.settings import Count, Seed
 
 CHANGES = {"learning_rate": (0.1, 0.025), "batch_size": (32,), "label_noise": (0.2,)}  # of 0.05, 128 and 0.6
 CHANGEABLE = ("learning_rate", "batch_size", "label_noise", "weight_decay", "momentum")
@@ -36,6 +36,11 @@ def changed_runs(run: Run, changes: dict) -> list[tuple[str, Run]]:
     if not found:
         raise InputError("changes: nothing is switched")
     return found
+
+
+def with_other_draws(run: Run) -> Run:
+    """The run with batches of other seeds."""
+    return dataclasses.replace(run, seed=run.seed + OTHER_DRAWS)
 
 
 def groups_of(model: nn.Module, images: Images, layers: int) -> list[NeuronGroup]:
@@ -68,8 +73,7 @@ def train_on(model: nn.Module, run: Run, images: Images, first: int, steps: int,
 def exponents_at(model: nn.Module, run: Run, images: Images, first: int, steps: int, layers: int, title: str) -> Tensor:
     """[neurons]: exponents of the vanishing sets per 1,000 steps at these very weights, which stay as they are."""
     sets = {group.name: torch.arange(group.size) for group in groups_of(model, images, layers)}
-    drawn = dataclasses.replace(run, seed=run.seed + OTHER_DRAWS)
-    batches = tqdm(step_batches(images, drawn, first, first + steps), title, steps, **progress)
+    batches = tqdm(step_batches(images, with_other_draws(run), first, first + steps), title, steps, **progress)
     found = collapse_exponent(model, sets, batches, sgd_of(model, run), frozen=True)
     after_settling = found["growth"][steps // 5 :]
     return per_thousand(after_settling.mean(0))
@@ -85,7 +89,7 @@ def switch(
     seeds: Count = 2,
     data: str | None = None,
     folder: str | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     device: str | torch.device = "cpu",
 ) -> dict:
     """What a change of settings does to the neurons of a network, told before it is made.
@@ -97,10 +101,11 @@ def switch(
     1,000 steps.
     """
     device = torch.device(device)
-    runs = [Run(**network, seed=seed + k) for k in range(seeds)]
+    runs = runs_of(network, seed, seeds)
     check_early(runs[0], early)
-    for run in runs:
-        changed_runs(run, changes)  # refused before anything is trained
+    for run in runs:  # refused before anything is trained
+        changed_runs(run, changes)
+        with_other_draws(run)
     images = load_images(runs[0], data, device)
     now = early + window
     rows, unchanged = [], []

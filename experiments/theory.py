@@ -29,7 +29,8 @@ def log_growth(drift: float | np.ndarray, noise: float | np.ndarray, step: float
 
 def normal_distribution(z: np.ndarray) -> np.ndarray:
     """P(xi < z) of a standard normal xi."""
-    return np.vectorize(lambda one: 0.5 * math.erfc(-one / math.sqrt(2)))(z)
+    values = [0.5 * math.erfc(-one / math.sqrt(2)) for one in z.flat]
+    return np.array(values).reshape(z.shape)
 
 
 def reflected_collapse(growth: np.ndarray, variance: np.ndarray, time: float, threshold: float) -> np.ndarray:
@@ -52,8 +53,12 @@ def reflected_collapse(growth: np.ndarray, variance: np.ndarray, time: float, th
 
 
 def stationary_masses(mu: float, zeta: float, edges: np.ndarray) -> np.ndarray | None:
-    """Stationary probability of each bin; None above zeta = sqrt(2 mu), where there is no stationary density."""
-    if zeta**2 >= 2 * mu:
+    """Stationary probability of each bin.
+
+    None above zeta = sqrt(2 mu), where there is no stationary density, and without noise, or nearly, where it is two
+    peaks narrower than the grid of x.
+    """
+    if zeta**2 >= 2 * mu or zeta < 1e-4:
         return None
     exponent = 2 * mu / zeta**2 - 2
     x = np.linspace(0, 6, 600_001)[1:] - 5e-6  # midpoints: the density may diverge, integrably, at 0

@@ -1,6 +1,5 @@
 """Networks that `core.train` has trained, and the steps that they would go on with."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from lib.batches import Images
 from lib.data import load_dataset
 from lib.errors import InputError
 from lib.results import ROOT
-from lib.run_folder import load_state
+from lib.run_folder import RunFolder, load_state
 
 RUNS = ROOT / "runs"
 DATA = ROOT / "data"
@@ -24,9 +23,24 @@ def load_images(run: Run, data: str | None, device: torch.device) -> Images:
     return Images(load_dataset(run.dataset, data or DATA), run.dataset, device)
 
 
+def run_of(network: dict, seed: int) -> Run:
+    """The training that the setting `network`, fields of a Run, describes. InputError for what is no field of it."""
+    known = [name for name in Run.__dataclass_fields__ if name != "seed"]
+    for name in network:
+        if name not in known:
+            advice = "--seed sets it" if name == "seed" else f"there are {', '.join(known)}"
+            raise InputError(f"network: no setting {name!r}; {advice}")
+    return Run(**network, seed=seed)
+
+
+def runs_of(network: dict, first_seed: int, seeds: int) -> list[Run]:
+    """The trainings of so many seeds, all checked before the first of them begins."""
+    return [run_of(network, seed) for seed in range(first_seed, first_seed + seeds)]
+
+
 def read_run(folder: Path) -> Run:
     """The settings in a run directory; what later versions added is passed over."""
-    settings = json.loads((folder / "settings.json").read_text())
+    settings = RunFolder(folder).read_settings()
     fields = {}
     for name in Run.__dataclass_fields__:
         if name in settings:
@@ -37,6 +51,8 @@ def read_run(folder: Path) -> Run:
 
 def check_early(run: Run, early: int) -> None:
     """Raises InputError, before anything is trained, unless the run keeps its weights of step `early`."""
+    if early > run.steps:
+        raise InputError(f"early: expected a step of the {run.steps} that the network is trained, not {early}")
     if early not in run.milestones:
         kept = ", ".join(map(str, run.milestones)) or "none"
         raise InputError(f"early: expected one of the network's milestones ({kept}), not {early}")
@@ -49,11 +65,11 @@ def trained_network(folder: Path, step: int | None, device) -> tuple[Run, nn.Mod
     """
     try:
         run = read_run(folder)
-        found = {int(path.stem.split("_")[1]): path for path in folder.glob("weights_*.pt")}
-        if found:
-            weights = load_state(found[run.steps if step is None else step], device)
-        else:
+        weights_file = RunFolder(folder).weights_file(run.steps if step is None else step)
+        if step is None and not weights_file.exists():  # it hasn't come to its end
             weights = load_state(folder / "checkpoint.pt", device)["model"]
+        else:
+            weights = load_state(weights_file, device)
         last_layer = list(weights.values())[-1]
         model = build_model(run.model, len(last_layer), run.width).to(device)
         model.load_state_dict(weights)

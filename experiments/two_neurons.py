@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from experiments.seed_records import deviation
+from lib.errors import InputError
 from lib.progress import progress
 
 
@@ -136,6 +138,11 @@ def simulate_pairs(
         velocity.mul_(momentum).add_(force)
         weights.addcmul_(rate, velocity, value=-1)
 
+    has_diverged = ~weights.isfinite().flatten(0, 2).all(0).all(1)  # [conditions]
+    if has_diverged.any():
+        highest = learning_rates[has_diverged].min()
+        raise InputError(f"the weights are not finite at learning rate {highest:g}: choose lower learning_rates")
+
     times = np.arange(len(distances)) * every
     measured_from = times[times <= burn_in][-1]
     exponents = growth / (times[-1] - measured_from)
@@ -163,5 +170,5 @@ def pair_rates(distances: Tensor, exponents: Tensor, every: int, burn_in: int, b
         "rate": rate,
         "rate_error": error,
         "rate_theory": predicted.mean(1),
-        "rate_theory_error": predicted.std(1) / predicted.shape[1] ** 0.5,
+        "rate_theory_error": deviation(predicted, 1) / predicted.shape[1] ** 0.5,
     }

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from collapse import CollapseError, collapse_report, extract_subnetwork, neuron_groups
 from experiments.checkpoints import read_checkpoint, read_safetensors
 from experiments.extraction import count_parameters
-from lib.settings import Count
+from lib.settings import Count, Seed
 
 # (vanishing, redundant). Exact: neurons a thousandth away from their sets, so that what they add, of second order in
 # the distance, is about float32's rounding
@@ -293,7 +293,7 @@ def missing_packages(shipped: Shipped) -> list[str]:
     return [package.replace("_", "-") for package in shipped.packages if folder_of(package) is None]
 
 
-def wild(inputs: Count = 16, seed: int = 0, device: str | torch.device = "cpu") -> dict:
+def wild(inputs: Count = 16, seed: Seed = 0, device: str | torch.device = "cpu") -> dict:
     """How far trained networks that packages ship have collapsed, and what extraction at the paper's thresholds and at
     zero change leaves of them, on so many inputs like theirs. Nothing is installed: see the module's docstring.
     """

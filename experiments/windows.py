@@ -4,10 +4,9 @@ from pathlib import Path
 
 import torch
 
-from core import Run
 from experiments.forecasts import NOISY, follow_exponents, future_of, predicted_and_watched, start_of_run
-from experiments.trained import RUNS, load_images
-from lib.settings import Count
+from experiments.trained import RUNS, check_early, load_images, runs_of
+from lib.settings import Count, Seed
 
 
 def windows(
@@ -18,7 +17,7 @@ def windows(
     seeds: Count = 2,
     data: str | None = None,
     folder: str | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     device: str | torch.device = "cpu",
 ) -> dict:
     """Who vanishes, told from shorter and shorter windows: by exponents, and by the slopes of log sizes.
@@ -29,10 +28,11 @@ def windows(
     1,000 steps, and its size at step `early` and at the end of the run (`distance`).
     """
     device = torch.device(device)
-    images = load_images(Run(**network), data, device)
+    trainings = runs_of(network, seed, seeds)
+    check_early(trainings[0], early)
+    images = load_images(trainings[0], data, device)
     rows = [{"window": window, "runs": []} for window in lengths]
-    for k in range(seeds):
-        run = Run(**network, seed=seed + k)
+    for k, run in enumerate(trainings):
         path = Path(folder or RUNS / "subnetworks") / run.name
         start = start_of_run("neurons", run, early, 1, layers, images, path)
         longest = max(lengths) + 1  # a slope needs the size after the last step, too

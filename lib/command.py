@@ -9,6 +9,8 @@ import os
 import sys
 import tempfile
 import time
+import types
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +23,7 @@ from lib.errors import InputError, memory_errors
 from lib.precision import set_up_torch
 from lib.printing import print_patiently
 from lib.results import ROOT, figures_command, plain, read_old_result, save_result
-from lib.settings import check_settings
+from lib.settings import alternatives, check_settings, undone
 
 BAD_INPUT = 2  # exit codes
 NOT_FINISHED = 3
@@ -65,11 +67,19 @@ class Parser(argparse.ArgumentParser):
     """
 
     def error(self, message: str):
-        if teams.rank() != 0:
+        if speaks_later():
             time.sleep(SECONDS_FOR_RANK_0)
         line = f"{self.prog}: error: {' '.join(message.splitlines())}"
         tell_torchrun(line)
         self.exit(BAD_INPUT, f"{line}\n")
+
+
+def speaks_later() -> bool:
+    """Whether another process should be the first to say what is wrong."""
+    try:
+        return teams.rank() != 0
+    except InputError:  # the number itself is what is wrong
+        return False
 
 
 def tell_torchrun(reason: str) -> None:
@@ -123,6 +133,7 @@ def close_arguments(parser: Parser, argv: list[str] | None, names: list[str]) ->
     options.experiments = options.experiments or names
     out = options.out / "quick" if options.quick else options.out
     with errors_in_one_line(parser):
+        teams.check_numbers()
         device = pick_device(options.device)
         if not options.status:
             check_writable(out)
@@ -165,17 +176,22 @@ def read_setting(defaults: dict, text: str) -> tuple[str, object]:
         raise InputError(f"--set {text}: no setting {name!r}; there are {', '.join(defaults)}")
     default = defaults[name]
     if not isinstance(default, str):
-        with contextlib.suppress(ValueError, SyntaxError):  # else it is a text
-            value = ast.literal_eval(value)
+        value = literal_or_text(value)
     if isinstance(default, tuple) and not isinstance(value, tuple | list):
         value = (value,)
     if isinstance(default, tuple):
         value = tuple(value)
     if not fits_the_default(value, default):
         raise InputError(f"--set {text}: expected a value like {default!r}")
-    if isinstance(default, dict):  # single fields change
-        value = default | value
     return name, value
+
+
+def literal_or_text(text: str):
+    """The number, tuple, dict, ... that is written there as in Python; else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # whatever is no literal
+        return text
 
 
 def defaults_of(experiment: Callable) -> dict:
@@ -184,15 +200,26 @@ def defaults_of(experiment: Callable) -> dict:
     return {name: p.default for name, p in parameters.items() if name not in ("device", "seed")}
 
 
+def may_be_none_of(experiment: Callable) -> set[str]:
+    """The settings of an experiment that may be None, as their annotations say."""
+    kinds = typing.get_type_hints(undone(experiment))
+    return {name for name, kind in kinds.items() if types.NoneType in alternatives(kind)}
+
+
 def option_name(setting: str) -> str:
     return f"--{setting.replace('_', '-')}"
 
 
 def given_settings(options: argparse.Namespace, names: dict, experiments: dict) -> dict:
-    """The settings that the command line changes, by options of their own (`names`) and by --set."""
+    """The settings that the command line changes, by options of their own (`names`) and by --set.
+
+    InputError for one that is given twice.
+    """
     known = {}
+    may_be_none = set()
     for name in options.experiments:
         known |= defaults_of(experiments[name])
+        may_be_none |= may_be_none_of(experiments[name])
     given = {}
     for setting in names:
         value = getattr(options, setting)
@@ -203,8 +230,24 @@ def given_settings(options: argparse.Namespace, names: dict, experiments: dict) 
         given[setting] = tuple(value) if isinstance(value, list) else value
     for text in options.set or ():
         setting, value = read_setting(known, text)
-        given[setting] = value
+        if setting in given:
+            raise InputError(f"--set {text}: {setting} is given twice")
+        given[setting] = None if value == "None" and setting in may_be_none else value
     return given
+
+
+def planned_settings(experiment: Callable, quick: dict, given: dict, replaced: tuple[str, ...]) -> dict:
+    """The settings of an experiment: its defaults, what --quick changes of them (`quick`), and what is given.
+
+    Of a dict single fields change, unless its name is among `replaced`.
+    """
+    settings = defaults_of(experiment) | quick
+    for name, value in given.items():
+        if name not in settings:  # of another experiment of this command
+            continue
+        changes_fields = isinstance(value, dict) and isinstance(settings[name], dict) and name not in replaced
+        settings[name] = settings[name] | value if changes_fields else value
+    return settings
 
 
 def run_script(
@@ -215,14 +258,17 @@ def run_script(
     prefix: str = "",
     options: dict[str, dict] | None = None,
     undrawn: tuple[str, ...] = (),
+    replaced: tuple[str, ...] = (),
+    shared: tuple[str, ...] = (),
 ) -> None:
     """Run the experiments named on the command line and save `<out>/<prefix><experiment>.json` after each.
 
     `experiments`: name -> function with keyword settings, `seed` and `device` among them, whose
     defaults are the paper's; it returns the measured arrays. `quick`: name -> the settings that
     --quick replaces. `options`: setting -> arguments of `add_argument`, for settings that deserve one;
-    --set changes all others. `undrawn`: experiments that no figure shows. Bad input ends in one line on stderr and
-    exit code 2.
+    --set changes all others. `undrawn`: experiments that no figure shows. `replaced`: settings, dicts, that --set
+    replaces whole; of others it changes single fields. `shared`: experiments that torchrun's processes share. Bad input
+    ends in one line on stderr and exit code 2.
     """
     parser = open_arguments(document, list(experiments))
     options = options or {}
@@ -231,13 +277,12 @@ def run_script(
     parser.add_argument("--set", nargs="+", metavar="NAME=VALUE", help="other settings: keywords of the experiment")
     chosen, device, out = close_arguments(parser, argv, list(experiments))
     with errors_in_one_line(parser):
+        check_one_process([name for name in chosen.experiments if name not in shared])
         given = given_settings(chosen, options, experiments)
         plans = {}
         for name in chosen.experiments:
-            settings = defaults_of(experiments[name])
-            if chosen.quick:
-                settings |= quick[name]
-            settings |= {setting: value for setting, value in given.items() if setting in settings}
+            quick_settings = quick[name] if chosen.quick else {}
+            settings = planned_settings(experiments[name], quick_settings, given, replaced)
             settings["seed"] = chosen.seed
             check_settings(experiments[name], settings)
             plans[name] = settings
@@ -259,6 +304,13 @@ def run_script(
             can_be_drawn |= name not in undrawn
     if can_be_drawn:
         print(f"draw it: {figures_command(chosen.out, chosen.quick)}", flush=True)
+
+
+def check_one_process(names: list[str]) -> None:
+    """Raises InputError where torchrun has started several processes for experiments that they can't share."""
+    torchrun_started_us = "RANK" in os.environ and teams.ranks() > 1  # some clusters set WORLD_SIZE for themselves
+    if names and torchrun_started_us:
+        raise InputError(f"{', '.join(names)}: runs in one process; start it with python, without torchrun")
 
 
 def tell_status(results: dict[Path, dict]) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lib.errors import InputError
+from lib.errors import InputError, is_there
 from lib.results import ROOT
 
 
@@ -53,6 +53,7 @@ DOWNLOADS = {
     "usps": Download("USPS", "usps.bz2, usps.t.bz2", ""),
 }
 KNOWN = ", ".join([*DOWNLOADS, "synthetic"])
+LONGEST_NAME = 100  # bytes: a file system takes 255, and the names of run folders hold more than this
 SPLITS = ("train", "test")
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
@@ -65,6 +66,8 @@ def dataset_name_and_root(name: str, root: str | Path) -> tuple[str, Path]:
     path = Path(name).expanduser()
     if not path.name:
         raise InputError(f"{name!r} names no data set: use one of {KNOWN}, or an npz or a folder of images")
+    if len(path.name.encode(errors="replace")) > LONGEST_NAME:
+        raise InputError(f"data set {path.name[:40]}...: its name must have at most {LONGEST_NAME} bytes")
     if path.suffix != ".npz" and path.name == name:
         return name, Path(root)
     is_bare = path.parent == Path(".") and not path.exists()
@@ -87,7 +90,7 @@ def load_dataset(name: str, root: str | Path = ROOT / "data") -> Dataset:
     file = root / f"{name}.npz"
     if name == "synthetic":
         return synthetic_dataset()
-    if file.exists():
+    if is_there(file):
         arrays, source, where = read_npz(file), file.name, str(file)
     elif (root / name / "train").is_dir():
         arrays, source, where = read_folder(root / name), f"{name}/", str(root / name)

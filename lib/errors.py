@@ -1,6 +1,7 @@
 """The one error that the scripts turn into one line and exit code 2."""
 
 import contextlib
+from pathlib import Path
 
 import torch
 
@@ -15,6 +16,18 @@ class InputError(CollapseError):
     """
 
 
+def is_there(path: Path) -> bool:
+    """Whether the file exists. InputError where that can't be told: a name too long, a folder without rights."""
+    try:
+        return path.exists()
+    except OSError as error:
+        raise InputError(f"can't read {path}: {error.strerror or error}") from None
+
+
+# So torch reports on CPUs what doesn't fit into memory, or couldn't be counted if it did
+TOO_LARGE = ("can't allocate memory", "Storage size calculation overflowed")
+
+
 @contextlib.contextmanager
 def memory_errors(advice: str):
     """A machine that is too small is the user's to mend: InputError with `advice` in place of torch's errors."""
@@ -23,7 +36,8 @@ def memory_errors(advice: str):
     except torch.cuda.OutOfMemoryError:
         raise InputError(f"out of GPU memory; {advice}") from None
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # so torch reports it on CPUs
+        is_too_large = any(words in str(error) for words in TOO_LARGE)
+        if not is_too_large:
             raise
         raise InputError(f"out of memory; {advice}") from None
     except MemoryError:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from lib.errors import InputError
+from lib.errors import InputError, is_there
 from lib.results import plain, write_atomically
 
 try:
@@ -137,7 +137,7 @@ class RunFolder:
 
     def read_settings(self) -> dict:
         """What settings.json holds; empty for a new folder. InputError if it is damaged."""
-        if not self.settings_file.exists():
+        if not is_there(self.settings_file):
             return {}
         try:
             settings = json.loads(self.settings_file.read_text(encoding="utf-8"))
@@ -174,7 +174,7 @@ class RunFolder:
 
     def load_checkpoint(self, device: torch.device) -> dict | None:
         """The state that `save_checkpoint` was given; None if there is none. InputError for a foreign file."""
-        if not self.checkpoint_file.exists():
+        if not is_there(self.checkpoint_file):
             return None
         advice = f"move {self.path} away to begin again"
         try:

@@ -18,10 +18,14 @@ from typing import Annotated, Literal, NamedTuple
 from lib.errors import InputError
 
 LARGEST = 1e30  # well inside of float32
+LARGEST_WHOLE = 10**15  # products of a few of them are still sizes that torch understands, and calls too large
 
 
 class Range(NamedTuple):
-    """The numbers from `low` to `high`; the ends themselves only if `with_low`, `with_high`. None is above 1e30."""
+    """The numbers from `low` to `high`; the ends themselves only if `with_low`, `with_high`.
+
+    None is above 1e30, and no whole number above 1e15.
+    """
 
     low: float = -math.inf
     high: float = math.inf
@@ -73,7 +77,10 @@ def fits(value, kind) -> bool:
         return any(fits(value, one) for one in alternatives(kind))
     if origin is Annotated:
         number_type, allowed = typing.get_args(kind)
-        return is_number(value, number_type) and allowed.contains(value)
+        if not is_number(value, number_type):
+            return False
+        countable = number_type is not int or abs(value) <= LARGEST_WHOLE
+        return countable and allowed.contains(value)
     if kind == tuple[()]:
         return isinstance(value, tuple | list) and len(value) == 0
     if origin is tuple:
@@ -111,12 +118,18 @@ def check_settings(experiment, settings: dict) -> None:
     `experiment`: a function whose parameters are annotated with their ranges, a functools.partial of one, or a
     dataclass with such fields; what has no annotation is free.
     """
-    while isinstance(experiment, functools.partial):
-        experiment = experiment.func
-    kinds = typing.get_type_hints(experiment, include_extras=True)
+    kinds = typing.get_type_hints(undone(experiment), include_extras=True)
     for name, value in settings.items():
         if name in kinds and not fits(value, kinds[name]):
-            raise InputError(f"{name}: expected {words(kinds[name])}, not {value!r}")
+            too_large = ", which is too large" if is_number(value, int) and value > LARGEST_WHOLE else ""
+            raise InputError(f"{name}: expected {words(kinds[name])}, not {value!r}{too_large}")
+
+
+def undone(experiment):
+    """The function itself, of which it may be a functools.partial."""
+    while isinstance(experiment, functools.partial):
+        experiment = experiment.func
+    return experiment
 
 
 def checked(experiment):

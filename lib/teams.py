@@ -12,22 +12,47 @@ from lib.errors import InputError
 PATIENCE = datetime.timedelta(days=7)  # teams that are done wait for the slowest
 
 
+def number_of(variable: str, default: int) -> int:
+    """A number that torchrun has put into the environment. InputError where something else stands there."""
+    text = os.environ.get(variable, str(default))
+    if not text.isdecimal() or int(text) < default:
+        raise InputError(f"{variable} is {text!r} in the environment, no number: start with torchrun, or unset it")
+    return int(text)
+
+
 def rank() -> int:
     """The number of this process among those that torchrun has started; 0 without torchrun."""
-    return int(os.environ.get("RANK", 0))
+    return number_of("RANK", 0)
 
 
 def ranks() -> int:
     """How many processes torchrun has started; 1 without torchrun."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return number_of("WORLD_SIZE", 1)
+
+
+def ranks_here() -> int:
+    """How many of them are on this machine; 1 if nothing says so."""
+    return number_of("LOCAL_WORLD_SIZE", 1)
+
+
+def local_rank() -> int:
+    """The number of this process among those on this machine."""
+    return number_of("LOCAL_RANK", 0)
+
+
+def check_numbers() -> None:
+    """Raises InputError if the environment is not as torchrun leaves it, before anything depends on it."""
+    if rank() >= ranks():
+        raise InputError(f"RANK is {rank()}, but WORLD_SIZE {ranks()}: start with torchrun, or unset both")
+    local_rank()
+    ranks_here()
 
 
 def local_device(device: torch.device) -> torch.device:
     """This process's GPU, for "cuda"; ranks may share one."""
     if device.type != "cuda" or device.index is not None:
         return device
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    return torch.device("cuda", local_rank % torch.cuda.device_count())
+    return torch.device("cuda", local_rank() % torch.cuda.device_count())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +98,7 @@ def restart_safe_store():
     After a restart torchrun's store still holds the addresses of the dead (pytorch issue 135712), and restarts
     failed by chance. On one node we meet under a prefix with the restart count.
     """
-    all_on_this_node = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) == ranks()
+    all_on_this_node = ranks_here() == ranks()
     if not all_on_this_node or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=PATIENCE)
@@ -91,8 +116,7 @@ def join_processes(device: torch.device) -> None:
         raise InputError(
             f"WORLD_SIZE is {ranks()}, but {' and '.join(missing)} not set: start with torchrun, or unset WORLD_SIZE"
         )
-    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    own_gpu_each = device.type == "cuda" and processes_here <= torch.cuda.device_count()
+    own_gpu_each = device.type == "cuda" and ranks_here() <= torch.cuda.device_count()
     backend = "nccl" if own_gpu_each and dist.is_nccl_available() else "gloo"
     store = restart_safe_store()
     if store is None:

@@ -332,6 +332,14 @@ def test_quick_run_through_the_command_line(tmp_path, monkeypatch, run_here):
     assert losses["sgd"] != losses["chaotic@0"] == losses["neg@0"] != losses["pos@0"]
 
 
+def test_checkpoints_after_the_end_are_said(capsys):
+    assert chaotic_sgd.times_of((10, 1000, 5), 100) == [5, 10, 100]
+    chaotic_sgd.tell_late_checkpoints((10, 100), 100)
+    assert capsys.readouterr().out == ""
+    chaotic_sgd.tell_late_checkpoints((10, 1000, 5000), 100)
+    assert capsys.readouterr().out == "note: checkpoints 1000, 5000 are left out: the run ends at step 100\n"
+
+
 def test_other_data_are_not_taken_for_the_same(tmp_path, monkeypatch):
     """Pieces are found again by all that they depend on: here one pixel differs."""
     settings = {"variants": ("sgd",), "dataset": "synthetic", "steps": 3, "seeds": 1, "runs": tmp_path / "runs"}

@@ -179,6 +179,42 @@ def test_any_setting_can_be_changed_and_is_checked(tmp_path, capsys):
         assert stop.value.code == 2 and why in said and said.count("\n") == 1, (words, said)
 
 
+def test_fields_of_a_dict_change_what_quick_has_made_of_it(tmp_path):
+    seen = []
+
+    def a(net: dict = {"width": 64, "steps": 9}, tried: dict = {"x": (1,)}, seed=0, device="cpu"):  # noqa: B006
+        seen.append((net, tried))
+        return {}
+
+    def b(net: dict | None = None, seed=0, device="cpu"):
+        seen.append(net)
+        return {}
+
+    quick = {"a": {"net": {"width": 4, "steps": 2}}, "b": {"net": {"width": 4}}}
+    options = ["--out", str(tmp_path), "--device", "cpu", "--set", "net={'steps': 3}"]
+    for words in ([], ["--quick"]):
+        both = ["tried={'y': (2,)}", *words]
+        run_script("doc", {"a": a}, quick, [*options, *both], replaced=("tried",))
+        run_script("doc", {"b": b}, quick, [*options, *words])
+    assert seen == [
+        ({"width": 64, "steps": 3}, {"y": (2,)}),
+        {"steps": 3},
+        ({"width": 4, "steps": 3}, {"y": (2,)}),
+        {"width": 4, "steps": 3},
+    ]
+
+
+def test_none_is_none_where_the_setting_may_be(tmp_path):
+    seen = []
+
+    def a(folder: str | Path | None = "runs", name: str = "x", seed=0, device="cpu"):
+        seen.append((folder, name))
+        return {}
+
+    run_script("doc", {"a": a}, {}, ["--out", str(tmp_path), "--set", "folder=None", "name=None"])
+    assert seen == [(None, "None")]
+
+
 def test_ranges_hold_for_calls_from_python_too():
     def experiment(share: Share = 0.5, odd: Annotated[int, Range(low=3, high=9)] = 3):
         pass
@@ -270,6 +306,39 @@ def test_other_ranks_let_rank_0_tell_what_is_wrong(monkeypatch, capsys, tmp_path
         assert waited == [60] * rank
         report = json.loads((tmp_path / "error.json").read_text())  # as torchrun reads it
         assert report["message"]["message"] == said.strip()
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE is 'abc' in the environment, no number"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0' in the environment"),
+        ({"WORLD_SIZE": "2", "RANK": "one"}, "RANK is 'one' in the environment"),
+        ({"RANK": "1"}, "RANK is 1, but WORLD_SIZE 1"),
+        ({"LOCAL_RANK": "-1"}, "LOCAL_RANK is '-1' in the environment"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "a: runs in one process; start it with python, without torchrun"),
+    ],
+)
+def test_an_environment_that_torchrun_did_not_leave_is_one_line(variables, said, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert exit_code(lambda seed=0, device=None: {}, ["--out", str(tmp_path)]) == 2
+    line = capsys.readouterr().err
+    assert said in line and line.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_what_torchrun_shares_is_not_refused_nor_what_a_cluster_says_of_itself(monkeypatch, tmp_path):
+    ran = []
+
+    def a(seed=0, device=None):
+        ran.append(os.environ.get("RANK"))
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    run_script("doc", {"a": a}, {}, ["--out", str(tmp_path)])
+    monkeypatch.setenv("RANK", "0")
+    run_script("doc", {"a": a}, {}, ["--out", str(tmp_path)], shared=("a",))
+    assert ran == [None, "0"]
 
 
 # ----------------------------------------------------------------------------- progress

@@ -10,7 +10,7 @@ from torch import nn
 
 import subnetworks
 from collapse import collapse_exponent, nearest_pairs, neuron_groups
-from core import Run, epoch_of
+from core import Run, epoch_of, train
 from experiments import causes as causes_module
 from experiments import extraction as extraction_module
 from experiments import trained
@@ -25,6 +25,7 @@ from lib.batches import Images
 from lib.data import synthetic_dataset
 from lib.errors import InputError
 from lib.results import write_json
+from lib.run_folder import load_state
 
 TINY = {"dataset": "synthetic", "width": 4, "batch_size": 32, "steps": 8, "warmup_steps": 2, "eval_every": 8}
 
@@ -47,6 +48,11 @@ def test_closed_forms():
             assert found == pytest.approx(expected, rel=0.02, abs=0.05)
 
 
+def train_small(run, folder, until=None):
+    device = torch.device("cpu")
+    train(run, trained.load_images(run, None, device), folder / run.name, device, title=None, until=until)
+
+
 @pytest.fixture
 def little_data(monkeypatch):
     dataset = synthetic_dataset(256, 64)
@@ -64,6 +70,32 @@ def test_extraction_of_trained_networks_runs_and_is_written(little_data, tmp_pat
     assert small["after"]["flops"] < small["before"]["flops"] and 0 <= small["after"]["tuned"] <= 1
     assert sum(group["merged"] for group in small["after"]["groups"]) > 0
     assert "random" not in small  # only at the paper's threshold
+
+
+def test_a_run_of_another_optimizer_is_extracted_and_not_tuned(little_data, tmp_path):
+    for optimizer in ("sgd", "adamw"):
+        train_small(Run(**TINY, optimizer=optimizer, learning_rate=0.001), tmp_path)
+    rows = subnetworks.extract(runs=(str(tmp_path),), redundant=(0.5,), finetune=2, planted=())["networks"]
+    assert ["optimizer=adamw" in row["name"] for row in rows] == [False, True]
+    assert rows[0]["after"]["tuned"] is not None
+    assert rows[1]["before"]["tuned"] is rows[1]["after"]["tuned"] is None and "accuracy" in rows[1]["after"]
+
+
+def test_a_run_that_has_not_ended_is_taken_where_it_is(little_data, tmp_path):
+    run = Run(**TINY, milestones=(4,))
+    train_small(run, tmp_path, until=5)
+    weights = {}
+    for step in (None, 4):
+        found, model = trained_network(tmp_path / run.name, step, "cpu")
+        assert found == run
+        weights[step] = model.state_dict()
+    checkpoint = load_state(tmp_path / run.name / "checkpoint.pt", torch.device("cpu"))
+    assert checkpoint["step"] == 5
+    for name, weight in checkpoint["model"].items():
+        assert torch.equal(weights[None][name], weight)
+    assert not torch.equal(weights[None]["classifier.4.bias"], weights[4]["classifier.4.bias"])
+    with pytest.raises(InputError, match="no run directory with weights of that step"):
+        trained_network(tmp_path / run.name, 8, "cpu")
 
 
 def test_as_many_random_neurons_are_removed_as_extraction_removes(monkeypatch):

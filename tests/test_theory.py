@@ -35,6 +35,8 @@ def test_stationary_density_integrates_to_one_and_ends_at_the_threshold():
         masses = theory.stationary_masses(1.5, zeta, edges)
         assert masses.sum() == pytest.approx(1, abs=1e-6) and np.allclose(masses, masses[::-1], atol=1e-9)
     assert theory.stationary_masses(1.5, 1.7321, edges) is None
+    assert theory.stationary_masses(1.5, 0.0, edges) is None  # two points without width
+    assert theory.stationary_masses(1.5, 1e-200, edges) is None
     # zeta = 1: density proportional to |theta| exp(-theta^2), whose integral is known
     masses = theory.stationary_masses(1.5, 1.0, edges)
     right = np.exp(-(edges[120:-1] ** 2)) - np.exp(-(edges[121:] ** 2))

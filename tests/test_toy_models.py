@@ -106,6 +106,34 @@ def test_neuron_step_equals_the_euler_chain_on_the_same_noise():
             assert error.max() < 0.008 and (gap.mean(1).abs() < 0.02).all(), (step, gap.mean(1))
 
 
+def test_rows_of_the_neuron_are_of_the_checkpoints_they_name():
+    small = {"replicas": 20, "steps": 400, "rate_noises": 2, "rate_replicas": 2, "rate_steps": 40}
+    small |= {"threshold": 0.002, "noise_levels": ((2.0, 3.0, 3),)}
+    in_order = toy_models.neuron(**small, checkpoints=(40, 200, 400))
+    jumbled = toy_models.neuron(**small, checkpoints=(400, 40, 200, 40))
+    assert jumbled["checkpoint_steps"] == in_order["checkpoint_steps"] == [0, 40, 200, 400]
+    assert torch.equal(jumbled["collapse"], in_order["collapse"]) and len(in_order["collapse"]) == 4
+
+
+def test_a_single_point_drives_the_neuron_along_its_gradient():
+    """Where tanh is 1 the data push w2 alone; on one point both weights get the same noise."""
+    x = torch.tensor([1.5], dtype=torch.float64)
+    table = single_neuron.Coefficients(*single_neuron.neuron_table(x, x))
+    assert all(row.isfinite().all() for row in table)
+    w1 = math.sqrt(4095)  # of the last column
+    assert table.noise_1[-1] == 0 and table.noise_22[-1] == pytest.approx(1 / w1)
+    assert table.noise_22[0] == pytest.approx(0, abs=1e-7)
+
+
+def test_one_noise_level_and_one_replica_are_enough(recwarn):
+    small = {"trajectory_steps": 20, "trajectories": 5, "replicas": 5, "checkpoints": (100,)}
+    one = toy_models.quartic(**small, noise_levels=1, trajectory_noises=(0.0,))
+    assert one["collapse_theory"] == [[0.0]] and one["stationary"] == [None]
+    pair = toy_models.pair(replicas=1, extra_replicas=0, steps=60)
+    assert pair["rate_theory"].isfinite().all() and pair["rate_theory_error"].isnan().all()
+    assert not recwarn.list
+
+
 def test_the_origin_of_the_neuron_is_invariant():
     x, y = neuron_data()
     table = single_neuron.neuron_table(x, y).float()
