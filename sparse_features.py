@@ -253,52 +253,76 @@ def relu(
     """
     streams = own_seeds(seed, seeds)
     look = {"points": points, "correlation": 0.99}
-    two, teachers = relu_networks.teacher_student(relu_networks.TWO_LAYERS, steps, streams, device)
-    survived, edge = largest_stable(two, steps)
-    small = Schedule("small", 0.13)
-    published = [Schedule("published", 0.455, *drop) for drop in TWO_LAYER_DROPS]
+    data_seeds = {"two": DATA_SEEDS["two"] + seed, "three": DATA_SEEDS["three"] + seed}
+    three = three_layers(three_layer_schedules(), streams, deep_steps, None, look, device)
+    without_clean = three_layer_schedules()[:4]
+    three_fixed = three_layers(without_clean, streams, deep_steps, data_seeds["three"], look, device)
+    return {
+        **two_layers(streams, steps, look, device),
+        "two_times": moments(steps, points),
+        "two_fixed": two_layers_fixed(streams, steps, data_seeds["two"], look, device),
+        "three": three,
+        "three_times": moments(deep_steps, points),
+        "three_fixed": three_fixed,
+    }
+
+
+SMALL = Schedule("small", 0.13)
+PUBLISHED = [Schedule("published", 0.455, *drop) for drop in TWO_LAYER_DROPS]
+
+
+def relative_to(edge: np.ndarray) -> list[Schedule]:
+    """The published divisors at each seed's largest stable step [K]."""
+    return [Schedule("relative", edge, *drop) for drop in TWO_LAYER_DROPS]
+
+
+def two_layers(streams: range, steps: int, look: dict, device: str | torch.device) -> dict:
+    """Teacher and data of each seed: "two", "ladder", "survived", "edge", "two_stable", "two_variants", "neurons"."""
+    problem, teachers = relu_networks.teacher_student(relu_networks.TWO_LAYERS, steps, streams, device)
+    survived, edge = largest_stable(problem, steps)
     at_edge = [Schedule("edge", edge, decay, 4.0) for decay in DURATIONS]
-    relative = [Schedule("relative", edge, *drop) for drop in TWO_LAYER_DROPS]
-    step_first = [schedule._replace(name="step first", delay=1) for schedule in published]
-    schedules = [small, *published, *at_edge, *relative, *step_first]
-    runs = relu_networks.train_and_look(two, schedules, steps, **look)
+    step_first = [schedule._replace(name="step first", delay=1) for schedule in PUBLISHED]
+    schedules = [SMALL, *PUBLISHED, *at_edge, *relative_to(edge), *step_first]
+    runs = relu_networks.train_and_look(problem, schedules, steps, **look)
+
     decay_first_runs = [record | {"name": "decay first"} for record in named(runs.records, "published")]
     longest_edge = max(k for k, schedule in enumerate(schedules) if schedule.name == "edge")
     shown = {
         "teacher": teachers[0],
-        "start": two.start[0],
+        "start": problem.start[0],
         "small": runs.theta[0, 0],
         "edge": runs.theta[longest_edge, 0],
     }
-
-    two_fixed, _ = relu_networks.teacher_student(
-        relu_networks.TWO_LAYERS, steps, streams, device, DATA_SEEDS["two"] + seed
-    )
-    _, edge_fixed = largest_stable(two_fixed, steps)
-    relative_fixed = [Schedule("relative", edge_fixed, *drop) for drop in TWO_LAYER_DROPS]
-    fixed_runs = relu_networks.train_and_look(two_fixed, [small, *published, *relative_fixed], steps, **look)
-
-    three, _ = relu_networks.teacher_student(relu_networks.THREE_LAYERS, deep_steps, streams, device)
-    schedules = three_layer_schedules()
-    three_runs = relu_networks.train_and_look(three, schedules, deep_steps, **look)
-    three_fixed, _ = relu_networks.teacher_student(
-        relu_networks.THREE_LAYERS, deep_steps, streams, device, DATA_SEEDS["three"] + seed
-    )
-    three_fixed_runs = relu_networks.train_and_look(three_fixed, schedules[:4], deep_steps, **look)
     return {
         "two": named(runs.records, "small", "published", "edge"),
-        "two_times": moments(steps, points),
         "ladder": LADDER,
         "survived": survived,
         "edge": edge,
         "two_stable": named(runs.records, "small", "relative"),
         "two_variants": [*decay_first_runs, *named(runs.records, "step first")],
-        "two_fixed": fixed_runs.records,
-        "three": three_runs.records,
-        "three_times": moments(deep_steps, points),
-        "three_fixed": three_fixed_runs.records,
         "neurons": {name: relu_networks.neurons(theta) for name, theta in shown.items()},
     }
+
+
+def two_layers_fixed(streams: range, steps: int, data_seed: int, look: dict, device: str | torch.device) -> list[dict]:
+    """Teacher and data drawn once: the published schedules, and those relative to the largest stable steps there."""
+    problem, _ = relu_networks.teacher_student(relu_networks.TWO_LAYERS, steps, streams, device, data_seed)
+    _, edge = largest_stable(problem, steps)
+    schedules = [SMALL, *PUBLISHED, *relative_to(edge)]
+    return relu_networks.train_and_look(problem, schedules, steps, **look).records
+
+
+def three_layers(
+    schedules: list[Schedule],
+    streams: range,
+    steps: int,
+    data_seed: int | None,
+    look: dict,
+    device: str | torch.device,
+) -> list[dict]:
+    """Three layers; teacher and data of each seed, or with `data_seed` drawn once."""
+    problem, _ = relu_networks.teacher_student(relu_networks.THREE_LAYERS, steps, streams, device, data_seed)
+    return relu_networks.train_and_look(problem, schedules, steps, **look).records
 
 
 def named(records: list[dict], *names: str) -> list[dict]:

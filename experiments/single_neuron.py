@@ -112,31 +112,49 @@ def match_euler(eta: np.ndarray, a: float, power: float, euler_step: float, h: f
 def neuron_step(table: Tensor, w1: Tensor, w2: Tensor, matched: Matched, h: float, xi: Tensor) -> tuple[Tensor, Tensor]:
     """The weights after one step of length h: dw = M(w) w with M frozen and exponentiated, so that 0 stays 0.
 
-    M = [[damping_1, up], [down, damping_2]]. Most operations reuse the table's rows in place: this is the hot loop.
+    M = [[damping_1 + ito, up], [down, damping_2 + ito]]. This is the hot loop: it takes no new memory where an old
+    tensor isn't needed any more. So of `at` only the pulls and noise_22 are still what they were when it ends.
     """
     at = coefficients_at(table, w1)
     kick = xi * matched.noise
-    up = at.noise_1.mul_(kick[0]).addcmul_(matched.drift, at.pull_1)
-    down = at.noise_21.mul_(kick[0]).addcmul_(at.noise_22, kick[1]).addcmul_(matched.drift, at.pull_2)
+
+    # up = noise_1 kick_1 + drift pull_1;  down = noise_21 kick_1 + noise_22 kick_2 + drift pull_2
+    up = at.noise_1.mul_(kick[0])
+    up.addcmul_(matched.drift, at.pull_1)
+    down = at.noise_21.mul_(kick[0])
+    down.addcmul_(at.noise_22, kick[1])
+    down.addcmul_(matched.drift, at.pull_2)
+
+    # damping_1 = -h mixed w2^2;  damping_2 = -h squared w1^2
     ito = matched.ito * at.mixed
     damping_1 = at.mixed.mul_(w2).mul_(w2).mul_(-h)
     damping_2 = at.squared.mul_(w1).mul_(w1).mul_(-h)
 
     # exp(M) is exp of half the trace, times exp of the traceless part N = [[tilt, up], [down, -tilt]]
-    scale = ito.add_(damping_1, alpha=0.5).add_(damping_2, alpha=0.5).exp_()
+    half_trace = ito.add_(damping_1, alpha=0.5).add_(damping_2, alpha=0.5)
+    scale = half_trace.exp_()
     tilt = damping_1.sub_(damping_2).mul_(0.5)
-    # N^2 is a number s times the identity, so exp(N) = cosh(sqrt s) + N sinh(sqrt s) / sqrt s: two series in s
+
+    # N^2 is a number s times the identity, so exp(N) = cosh(sqrt s) + N sinh(sqrt s) / sqrt s
     s = (up * down).addcmul_(tilt, tilt)
+    even, odd = cosh_and_sinh(s)
+    even.mul_(scale)
+    odd.mul_(scale)
+    new_w1 = (tilt * w1).addcmul_(up, w2)  # N w, its first row
+    new_w1.mul_(odd).addcmul_(even, w1)
+    new_w2 = (down * w1).addcmul_(tilt, w2, value=-1)
+    new_w2.mul_(odd).addcmul_(even, w2)
+    return new_w1, new_w2
+
+
+def cosh_and_sinh(s: Tensor) -> tuple[Tensor, Tensor]:
+    """cosh(sqrt s) and sinh(sqrt s) / sqrt s, for any sign of s: their series up to s^6."""
     even = torch.full_like(s, 1 / math.factorial(12))
     odd = torch.full_like(s, 1 / math.factorial(13))
     for power in (10, 8, 6, 4, 2, 0):
         even.mul_(s).add_(1 / math.factorial(power))
         odd.mul_(s).add_(1 / math.factorial(power + 1))
-    even.mul_(scale)
-    odd.mul_(scale)
-    new_w1 = (tilt * w1).addcmul_(up, w2).mul_(odd).addcmul_(even, w1)
-    new_w2 = (down * w1).addcmul_(tilt, w2, value=-1).mul_(odd).addcmul_(even, w2)
-    return new_w1, new_w2
+    return even, odd
 
 
 def simulate_collapse(

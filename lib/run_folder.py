@@ -150,20 +150,18 @@ class RunFolder:
     def agree_on_settings(self, settings: dict, defaults: dict, decided_once: dict, is_first: bool) -> dict:
         """Write settings.json into a new folder; in an old one raise InputError naming the fields that differ.
 
-        `defaults`: of fields that an older version didn't write. `decided_once`: fields whose value here is only a
-        proposal: what the folder already says is kept. Returns the settings that hold.
+        `defaults`: of all fields in `settings`; an older version, which had no such field, did as they say.
+        `decided_once`: fields whose value here is only a proposal: what the folder already says is kept. Returns the
+        settings that hold.
         """
         old = self.read_settings()
-        new = plain(settings, digits=None)
-        if not old:
-            agreed = plain(decided_once, digits=None) | new
-        else:
-            agreed = plain(defaults | decided_once, digits=None) | new
-            agreed |= {key: old[key] for key in decided_once if key in old}
-            complete = agreed | old  # what an older version didn't write is as it is now
-            absent_then = {key: value for key, value in plain(defaults, digits=None).items() if key not in old}
-            complete |= absent_then
-            changed = sorted(key for key in agreed.keys() | complete.keys() if agreed.get(key) != complete.get(key))
+        agreed = plain(decided_once | settings, digits=None)
+        if old:
+            for field in decided_once:
+                if field in old:
+                    agreed[field] = old[field]
+            complete = plain(defaults, digits=None) | old
+            changed = sorted(field for field, value in complete.items() if agreed.get(field) != value)
             if changed:
                 raise InputError(f"{self.path} was run with another {', '.join(changed)}; move it away or change back")
         if is_first and agreed != old:
