@@ -15,8 +15,8 @@ linear warm-up over 1,000 steps, random crops and flips. What a Run below doesn'
 
 Independent neurons are counted both ways: in the true groups, residual streams and batch norm
 included, and by the paper's pairing of each convolution with the next one. With several processes
-per run, batch-norm statistics are each process's own. Interrupted, the same command goes on; the results go to
-results/resnet_*.json, and `python figures.py` draws them.
+per run each normalises its share of a batch by itself; the running statistics are the first one's. Interrupted, the
+same command goes on; the results go to results/resnet_*.json, and `python figures.py` draws them.
 """
 
 import lib.interrupts  # noqa: F401  # isort: skip  (first: from here on Ctrl-C leaves no traceback)
