@@ -170,21 +170,17 @@ def make_plan(experiment: Experiment, given: dict, options) -> Plan:
 
 
 def tell_long_warmups(plan: Plan, quick: bool) -> None:
-    """One line where a training was shortened and its warm-up, which isn't, takes what the experiment is about."""
-    if quick or teams.rank() != 0:
+    """A line where a shortened training spends on its warm-up, which isn't shortened, what the experiment is about."""
+    all_branches = [branch for branches in plan.branches.values() for branch in branches]
+    if not all_branches or quick or teams.rank() != 0:
         return
-    for run, branches in plan.branches.items():
-        first_drop = branches[0].milestone
-        if run.warmup_steps >= first_drop:
-            advice = "--steps shortens no warm-up, --warmup-steps does"
-            print(
-                f"note: the first drop, at step {first_drop}, comes before the warm-up has ended; {advice}", flush=True
-            )
-        branch_run = branches[0].run
-        if branch_run.warmup_steps >= branch_run.steps:
-            steps = f"all {branch_run.steps} steps"
-            print(f"note: {steps} after a drop are warm-up, which --steps doesn't shorten", flush=True)
-        return  # they are the same for all seeds
+    first_drop = all_branches[0].milestone  # the same for all seeds
+    if plan.runs[0].warmup_steps >= first_drop:
+        print(f"note: the first drop, at step {first_drop}, comes before the warm-up has ended", end="; ")
+        print("--steps shortens no warm-up, --warmup-steps does", flush=True)
+    after_drop = all_branches[0].run
+    if after_drop.warmup_steps >= after_drop.steps:
+        print(f"note: all {after_drop.steps} steps after a drop are warm-up, which --steps doesn't shorten", flush=True)
 
 
 def result_name(network: str, experiment: str, run: Run, paper: Run, quick: bool) -> str:

@@ -24,7 +24,7 @@ import vgg_cifar10
 from core import Branch, Run
 from experiments import sweeps
 from lib.batches import Images
-from lib.data import Dataset
+from lib.data import Dataset, synthetic_dataset
 from lib.errors import InputError
 from lib.precision import allow_tf32, float32_products, memory_format
 from lib.run_folder import RunFolder, load_state, save_atomically
@@ -360,10 +360,11 @@ def test_the_status_of_a_part_is_that_of_the_part(tmp_path):
 def test_a_batch_norm_is_judged_with_the_statistics_that_are_saved(tmp_path):
     """Two processes each see half a batch; the network in the checkpoint is the first one's."""
     run = dataclasses.replace(TINY, model="small_norm", learning_rate=0.01, steps=6, eval_every=6, precision="float64")
-    (record,) = sweep_on(2, [run], tmp_path)
+    dataset = synthetic_dataset(512, 1200)  # each process judges some of the test images
+    (record,) = sweep_on(2, [run], tmp_path, dataset)
     model = workers.with_batch_norm(10, run.width).double()
     model.load_state_dict(load_state(tmp_path / run.name / "weights_6.pt", CPU))
-    data = on_device(few_images()).prepared(dtype=torch.float64)
+    data = on_device(dataset).prepared(dtype=torch.float64)
     test_loss, accuracy = core.evaluate(model, data, core.ALONE, "float64", batch=100)
     assert record["log"][-1]["test_loss"] == pytest.approx(test_loss, rel=1e-9)
     assert record["log"][-1]["test_accuracy"] == accuracy
