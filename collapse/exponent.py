@@ -43,12 +43,12 @@ def nearest_pairs(group: NeuronGroup, count: int) -> Tensor:
     if count < 1:
         raise CollapseError(f"nearest_pairs needs a count of at least 1, not {count}")
     distances = normalized_distances(group.vectors())
-    one, other = torch.triu_indices(group.size, group.size, 1, device=distances.device)
     part = group.part.to(distances.device)
-    exchangeable = part[one] == part[other]
-    pairs = torch.stack([one, other], 1)[exchangeable]
-    order = distances[pairs[:, 0], pairs[:, 1]].argsort()
-    return pairs[order[:count]]
+    distances[part[:, None] != part] = math.inf
+    distances[torch.ones_like(distances, dtype=torch.bool).tril()] = math.inf  # each pair once, none with itself
+    nearest = distances.flatten().topk(min(count, distances.numel()), largest=False)
+    places = nearest.indices[nearest.values.isfinite()]
+    return torch.stack([places // group.size, places % group.size], 1)
 
 
 def refuse(name: str, why: str):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import re
 import runpy
@@ -522,3 +523,12 @@ def test_quick_results_of_a_script_are_drawn(tmp_path, capsys):
     figures.main([*names, "--quick", "--out", str(tmp_path), "--figures", str(tmp_path / "drawn")])
     drawn = {path.stem for path in (tmp_path / "drawn" / "quick").glob("*.png")}
     assert drawn == set(names), capsys.readouterr()
+
+
+def test_a_run_that_is_not_tuned_is_drawn_without_its_tuned_accuracy():
+    content = raw("beyond_extract")
+    for record in content["networks"][:1]:
+        record["before"]["tuned"] = record["after"]["tuned"] = None
+    reading = registry.read("beyond_extract", Result(content))
+    assert math.isnan(reading.networks[0].after["tuned"]) and not math.isnan(reading.networks[1].after["tuned"])
+    plots.plt.close(registry.FIGURES["beyond_extraction"].draw(reading))

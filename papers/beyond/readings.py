@@ -77,10 +77,19 @@ def read_extracted(record: Result) -> Extracted:
         seed=int(record.number("seed")),
         steps=int(record.number("steps")),
         redundant=record.number("redundant"),
-        before={name: float(before.number(name)) for name in MEASURES},
-        after={name: float(after.number(name)) for name in MEASURES},
+        before=read_measures(before),
+        after=read_measures(after),
         random_accuracies=random_accuracies,
     )
+
+
+def read_measures(record: Result) -> dict:
+    """{measure: number}; `tuned` is NaN for runs of another optimizer than SGD, which aren't tuned."""
+    found = {}
+    for name in MEASURES:
+        not_tuned = name == "tuned" and record.content.get(name) is None
+        found[name] = np.nan if not_tuned else float(record.number(name))
+    return found
 
 
 def read_extraction(result: Result) -> Extraction:
