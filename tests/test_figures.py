@@ -199,12 +199,12 @@ def test_data_sets_are_compared_at_a_rate_that_all_have_and_the_hardest_come_fir
     (sweeps,) = deep_figures.same_but_for_data(readings, None)
     assert [one.settings["dataset"] for one in sweeps] == ["cifar10", "fashion_mnist", "mnist"]
     assert deep_figures.rate_in_common(sweeps) == 0.05
-    figure = deep_figures.draw_data_sets(readings, None)
+    figure = registry.FIGURES["fig4_data"].draw(readings, None)
     drawn = figure.axes[0].get_lines()
     for line, sweep in zip(drawn, sweeps, strict=True):
         assert line.get_ydata() == pytest.approx(at_the_end(sweep)[0.05].mean(0))
     alone = {"vgg_lr_width16": readings["vgg_lr_width16"]}
-    assert deep_figures.draw_data_sets(alone, None) is None
+    assert registry.FIGURES["fig4_data"].draw(alone, None) is None
 
 
 def stars_of(figure):

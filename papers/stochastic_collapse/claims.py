@@ -1068,7 +1068,7 @@ def easier_data(hard: Sweep, middle: Sweep, easy: Sweep):
     measured = numbers([row.mean() for row in rows])
     apart = rows[0].min() > rows[1].max() and rows[1].min() > rows[2].max()
     seeds = min(map(len, rows))
-    note = f"rate {rate:g}, {counted(seeds, 'seed')} or more"
+    note = f"rate {rate:g}, {counted(seeds, 'seed')}"
     if apart and seeds < 2:
         raise NotResolved("holds in 1 seed", "falling", measured, note)
     return Outcome("falling", measured, note, apart)
