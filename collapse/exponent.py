@@ -868,19 +868,30 @@ def check_surroundings(model: nn.Module, frozen: bool) -> None:
 
 
 @contextlib.contextmanager
-def gradients_kept(model: nn.Module, always: bool):
-    """Parameters have the gradients they had: `always`, or where it fails."""
-    before = [(parameter, parameter.grad) for parameter in model.parameters()]
-    for parameter, _ in before:
-        parameter.grad = None  # else what isn't the optimizer's would be added up
+def undone_by(put_back: Callable[[], None], always: bool):
+    """Calls `put_back` after the block: `always`, or where it fails."""
     failed = True
     try:
         yield
         failed = False
     finally:
         if always or failed:
-            for parameter, gradient in before:
-                parameter.grad = gradient
+            put_back()
+
+
+@contextlib.contextmanager
+def gradients_kept(model: nn.Module, always: bool):
+    """Parameters have the gradients they had: `always`, or where it fails."""
+    before = [(parameter, parameter.grad) for parameter in model.parameters()]
+
+    def put_back() -> None:
+        for parameter, gradient in before:
+            parameter.grad = gradient
+
+    for parameter, _ in before:
+        parameter.grad = None  # else what isn't the optimizer's would be added up
+    with undone_by(put_back, always):
+        yield
 
 
 def check_chunks(model: nn.Module, chunk: int | None) -> None:
@@ -903,14 +914,13 @@ def named_groups(model: nn.Module, example: Tensor, sets: dict[str, Tensor]) -> 
 def statistics_kept(model: nn.Module, always: bool):
     """Running statistics, which a batch in training mode moves, are put back: `always`, or where it fails."""
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    failed = True
-    try:
+
+    def put_back() -> None:
+        for name, buffer in model.named_buffers():
+            buffer.copy_(before[name])
+
+    with undone_by(put_back, always):
         yield
-        failed = False
-    finally:
-        if always or failed:
-            for name, buffer in model.named_buffers():
-                buffer.copy_(before[name])
 
 
 def follow_batches(

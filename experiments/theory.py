@@ -22,8 +22,10 @@ def log_growth(drift: float | np.ndarray, noise: float | np.ndarray, step: float
     noise = np.atleast_1d(noise)[:, None]
     factors = 1 + drift * step + noise * math.sqrt(step) * nodes
     logs = np.log(np.abs(factors))
-    mean = logs @ weights / weights.sum()
-    variance = (logs - mean[:, None]) ** 2 @ weights / weights.sum()
+    total = weights.sum()
+    mean = logs @ weights / total
+    deviations = logs - mean[:, None]
+    variance = deviations**2 @ weights / total
     return mean / step, variance / step
 
 
@@ -43,12 +45,15 @@ def reflected_collapse(growth: np.ndarray, variance: np.ndarray, time: float, th
     """
     k = growth / variance
     safe_k = np.where(abs(k) < 1e-9, 1e-9, k)  # the wall has a limit at k = 0, its formula hasn't
-    wall = 0.5 * np.log(variance) + np.array([math.lgamma(1 + one) / (2 * one) for one in safe_k])
+    of_gamma = [math.lgamma(1 + one) / (2 * one) for one in safe_k]
+    wall = 0.5 * np.log(variance) + np.array(of_gamma)
     depth = wall - math.log(threshold)
+    drifted = growth * time
     spread = np.sqrt(variance * time)
-    free = normal_distribution((-depth - growth * time) / spread)
-    exponent = np.minimum(-2 * growth * depth / variance, 700)  # exp of more would overflow
-    mirrored = np.exp(exponent) * normal_distribution((-depth + growth * time) / spread)
+    free = normal_distribution((-depth - drifted) / spread)
+    exponent = -2 * growth * depth / variance
+    weight = np.exp(np.minimum(exponent, 700))  # exp of more would overflow
+    mirrored = weight * normal_distribution((-depth + drifted) / spread)
     return np.clip(free + mirrored, 0, 1)
 
 
@@ -65,8 +70,10 @@ def stationary_masses(mu: float, zeta: float, edges: np.ndarray) -> np.ndarray |
     log_density = exponent * np.log(x) - x**2 / zeta**2
     density = np.exp(log_density - log_density.max())
     both_sides = np.concatenate([-x, x])
-    masses, _ = np.histogram(both_sides, edges, weights=np.concatenate([density, density]))
-    return masses / (2 * density.sum())
+    densities = np.concatenate([density, density])
+    masses, _ = np.histogram(both_sides, edges, weights=densities)
+    total = 2 * density.sum()
+    return masses / total
 
 
 # ======================================================================================
@@ -100,9 +107,10 @@ def diagonal_theory(
     a = values - noise / 2
     log_s = torch.linspace(-60, 3, 6301, dtype=torch.float64)  # the grid of the Gamma law
     s = log_s.exp()
-    log_density = (a[:, None] * log_s - s) / max(noise, 1e-9)
-    alive = (a > 0)[:, None]
-    weights = torch.softmax(log_density, 1) * alive
+    scale = max(noise, 1e-9)
+    log_density = (a[:, None] * log_s - s) / scale
+    alive = a > 0
+    weights = torch.softmax(log_density, 1) * alive[:, None]
 
     targets = {"lower": values - drop_factor * noise / 2, "upper": values}
     bounds = {"lower": [a.clamp_min(0)], "upper": [values]}  # at the drop

@@ -119,7 +119,9 @@ def claims_page(table: list[dict], seeds: dict) -> str:
         f"decide has a row for each: {len(table)} rows, {len(distinct)} claims.\n",
         "*2 s.e.* is what a mean over seeds is known to with 95 %: Student's t, which is 2.0 standard errors with 60",
         "seeds, 2.8 with five, 4.3 with three and 12.7 with two. (It was 2 whatever the number of seeds; changed for",
-        "all claims at once, after results were seen.) One seed can refute what is said of all; it can't confirm it.\n",
+        "all claims at once, after results were seen.) A trend with a step the wrong way by more than two of its",
+        "standard errors, but less than this limit, is not resolved. One seed can refute what is said of all; it can't",
+        "confirm it.\n",
         tally(table),
     ]
     failed = [row for row in table if row["holds"] is False]

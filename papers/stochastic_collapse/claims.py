@@ -943,6 +943,7 @@ def first_to_go(sweep: Sweep) -> Outcome:
 
 FIRST = """In every run at the highest rate, two or more, the layer that is first below 0.95 is one of conv8, conv9,
 conv10."""
+ONE_RUN = "one run was enough to confirm it."
 
 
 @claim(
@@ -951,6 +952,7 @@ conv10."""
     FIRST,
     figure="fig4_independent",
     each=only_vgg(RATES),
+    changed=ONE_RUN,
 )
 def rate_first_layers(sweep: Sweep):
     return first_to_go(sweep)
@@ -962,6 +964,7 @@ def rate_first_layers(sweep: Sweep):
     FIRST,
     figure="fig6_drop",
     each=only_vgg(DROPS),
+    changed=ONE_RUN,
 )
 def drop_first_layers(sweep: Sweep):
     return first_to_go(sweep)
